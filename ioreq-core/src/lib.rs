@@ -1,3 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! placeholder
+//! Hypervisor-neutral core of the `ioreq` framework.
+//!
+//! Data goes one way: `hypervisor` transport → `request` → `dispatch` → `handler` → completion in the vCPU's `slot`. A
+//! device model author writes handlers and hands them to an `IoreqServer`; whoever ports the framework to another
+//! hypervisor implements the traits of [`hypervisor`].
+
+pub mod abi;
+pub mod error;
+pub mod hypervisor;
+pub mod ids;
+pub mod memory;
+pub mod range;
+
+#[allow(
+    unused_imports,
+    dead_code,
+    reason = "its users come with the slot and the dispatcher"
+)]
+mod sync;
+
+pub use error::{Error, ErrorKind, Op, Result};
+pub use hypervisor::{
+    BufIoreq, DomainState, EventChannels, GuestMap, Hypervisor, Interrupts, MarkAuthority,
+    MemTypes, P2mType, ServerInfo, ShutdownReason, Transport,
+};
+pub use ids::{DomId, EvtchnPort, Gfn, LocalPort, Sbdf, ServerId, VcpuId};
+pub use memory::{GuestRam, Width};
+pub use range::{GfnRange, IoRange, MmioRange, PortRange, RangeError, SbdfRange};

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Event channels.
+
+use std::os::fd::AsRawFd;
+
+use crate::Result;
+use crate::ids::{EvtchnPort, LocalPort};
+
+/// A handle on event channels of this process: `/dev/xen/evtchn`, or the model's eventfds.
+///
+/// The file descriptor is readable while [`pending`](Self::pending) would return a port. One thread waits on a handle
+/// and calls `pending`; `notify` and `unmask` may come from any thread.
+///
+/// A port that `pending` returned stays masked until [`unmask`](Self::unmask). An event that came meanwhile fires again
+/// after the unmask, so none is lost; look at the slots once more after it all the same. Notifying needs no unmask.
+/// Binding makes a port pending at once.
+pub trait EventChannels: AsRawFd + Send + Sync + 'static {
+    /// Binds the guest-side port `remote` to a port of this process.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the port is not one of the domain's, or is bound elsewhere.
+    fn bind(&self, remote: EvtchnPort) -> Result<LocalPort>;
+
+    /// Ends a binding.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the port is not bound here.
+    fn unbind(&self, port: LocalPort) -> Result<()>;
+
+    /// Takes ports with an event, without waiting: fills `ports` from its start, returns how many. They are masked now.
+    ///
+    /// # Errors
+    /// `EventOverflow` (EFBIG) when events were lost: call [`recover`](Self::recover). `TakenOver` when another process
+    /// bound the server's ports.
+    fn pending(&self, ports: &mut [LocalPort]) -> Result<usize>;
+
+    /// Lets the ports fire again.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if a port is not bound here.
+    fn unmask(&self, ports: &[LocalPort]) -> Result<()>;
+
+    /// Signals the guest-side end of `port`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the port is not bound here, `DomainGone`.
+    fn notify(&self, port: LocalPort) -> Result<()>;
+
+    /// After an overflow: empties the ring and unmasks every port of this handle. The caller then scans every slot and
+    /// the buffered ring, because any of them may have had an event.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn recover(&self) -> Result<()>;
+}
