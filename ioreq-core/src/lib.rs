@@ -7,11 +7,14 @@
 //! hypervisor implements the traits of [`hypervisor`].
 
 pub mod abi;
+pub mod claim;
 pub mod error;
+pub mod handler;
 pub mod hypervisor;
 pub mod ids;
 pub mod memory;
 pub mod range;
+pub mod routes;
 
 #[allow(
     unused_imports,

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What users write: handlers, and what handlers answer.
+//!
+//! * [`Handler`] serves a range of ports, of MMIO addresses, or a PCI function; [`MutHandler`] is the same with
+//!   `&mut self`, and a `Mutex` around one is a `Handler`.
+//! * [`PageHandler`] is told of every write to the tracked pages it was given; [`MutPageHandler`] likewise.
+//!
+//! A handler never blocks a vCPU for good: whatever it does (return, panic, drop a [`Completion`]), the request is answered.
+
+mod access;
+mod context;
+mod deferred;
+mod io;
+mod outcome;
+mod page;
+
+pub use access::{Access, Batch, Space};
+pub use context::Context;
+pub use deferred::{Completion, Deferred};
+pub use io::{Handler, MutHandler};
+pub use outcome::{BatchOutcome, PageOutcome, ReadOutcome, Verdict, WriteOutcome};
+pub use page::{MutPageHandler, PageHandler, PageWrite, WriteSource};
+
+pub use deferred::Answer;
+#[allow(unused_imports, reason = "used by the server")]
+pub(crate) use deferred::{Pending, Reply};
