@@ -14,7 +14,9 @@ pub mod hypervisor;
 pub mod ids;
 pub mod memory;
 pub mod range;
+pub mod request;
 pub mod routes;
+pub mod slot;
 
 #[allow(
     unused_imports,

@@ -18,7 +18,7 @@ pub const IOREQ_BUFFER_SLOT_NUM: u32 = 511;
 /// assert_eq!(entry.data(), 0xdead_beef);
 /// ```
 #[repr(transparent)]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct BufIoreqEntry(u64);
 
 impl BufIoreqEntry {
