@@ -15,6 +15,7 @@ pub mod ids;
 pub mod memory;
 pub mod range;
 pub mod request;
+pub mod ring;
 pub mod routes;
 pub mod slot;
 

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Looking into the ring, and draining it.
+
+use std::fmt;
+
+use super::anomaly::RingAnomaly;
+use super::memory::{EntryIndex, RingMemory};
+use super::page::BufferedPage;
+use crate::abi::IOREQ_BUFFER_SLOT_NUM;
+use crate::hypervisor::SharedPage;
+use crate::request::BufferedRequest;
+use crate::sync::atomic::{AtomicBool, Ordering};
+
+/// The buffered ring of one server. Make one per page: it is what keeps consumers apart.
+///
+/// ```
+/// use ioreq_core::{abi::{BufIoreqEntry, IOREQ_TYPE_COPY}, ring::BufferedRing};
+/// # use std::sync::{Arc, atomic::{AtomicU64, Ordering}};
+/// # use ioreq_core::hypervisor::SharedPage;
+/// # #[repr(align(4096))]
+/// # struct Page([AtomicU64; 512]);
+/// # let owner = Arc::new(Page([const { AtomicU64::new(0) }; 512]));
+/// # let addr = std::ptr::NonNull::from(&*owner).cast();
+/// # // SAFETY: 4096 bytes of atomics, alive as long as `owner`, which the page keeps.
+/// # let page = unsafe { SharedPage::new(addr, owner.clone()) }?;
+/// # let entry = BufIoreqEntry::new(IOREQ_TYPE_COPY, false, 2, 0xa0000, 7);
+/// # owner.0[1].store(entry.bits(), Ordering::Relaxed);
+/// # owner.0[0].store(1 << 32, Ordering::Release); // write_pointer = 1
+/// let ring = BufferedRing::new(page);
+/// assert!(!ring.is_empty());
+/// let mut seen = vec![];
+/// let mut consumer = ring.consumer().expect("nobody else consumes");
+/// let drained = consumer.drain(64, |request| seen.push(request));
+/// assert_eq!((drained.taken, drained.more), (1, false));
+/// assert_eq!(seen[0].unwrap().decode()?.to_string(), "v0: write of 4 bytes to mmio 0xa0000");
+/// assert!(ring.is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct BufferedRing<M = BufferedPage> {
+    memory: M,
+    consumed: AtomicBool,
+}
+
+impl BufferedRing<BufferedPage> {
+    /// The ring in the buffered page.
+    #[must_use]
+    pub fn new(page: SharedPage) -> Self {
+        Self::in_memory(BufferedPage::new(page))
+    }
+}
+
+impl<M: RingMemory> BufferedRing<M> {
+    /// The ring in any [`RingMemory`].
+    #[must_use]
+    pub fn in_memory(memory: M) -> Self {
+        BufferedRing {
+            memory,
+            consumed: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether all that Xen had put into the ring has been taken *and handled*. Two loads, for any thread at any time.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        // Acquire: pairs with the `smp_wmb` of Xen's `ioreq_send_buffered`, and keeps the next load behind this one: a rewind
+        // takes equally much off both, so equality then means that the other pointer has reached this one.
+        let write = self.memory.write_pointer(Ordering::Acquire);
+        // Acquire: pairs with the Release of `Consumer::give_up`, so that what the handlers did is visible.
+        self.memory.read_pointer(Ordering::Acquire) == write
+    }
+
+    /// The right to consume, for one thread at a time; `None` while another one has it.
+    #[must_use]
+    pub fn consumer(&self) -> Option<Consumer<'_, M>> {
+        // Acquire: pairs with the Release in the drop of the last consumer, whose accesses to the ring thus are over.
+        if self.consumed.swap(true, Ordering::Acquire) {
+            return None;
+        }
+        Some(Consumer { ring: self })
+    }
+}
+
+impl<M> fmt::Debug for BufferedRing<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BufferedRing").finish_non_exhaustive()
+    }
+}
+
+/// What [`Consumer::drain`] did.
+///
+/// ```
+/// use ioreq_core::ring::Drained;
+/// assert_eq!(Drained::default(), Drained { taken: 0, more: false });
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Requests taken. Anomalies are not among them.
+    pub taken: u32,
+    /// The budget ended before the ring.
+    pub more: bool,
+}
+
+/// The right to consume a ring, given back when dropped.
+///
+/// See [`BufferedRing`] for an example.
+pub struct Consumer<'a, M: RingMemory = BufferedPage> {
+    ring: &'a BufferedRing<M>,
+}
+
+impl<M: RingMemory> Consumer<'_, M> {
+    /// Takes requests until the ring is empty or `budget` calls of `handle` were made (one more for a read pointer that someone
+    /// moved meanwhile). An entry is given up when `handle` returns, or panics.
+    ///
+    /// After an [`Overrun`](RingAnomaly::Overrun) the ring is empty; the other anomalies cost one entry at most.
+    pub fn drain(
+        &mut self,
+        budget: u32,
+        mut handle: impl FnMut(Result<BufferedRequest, RingAnomaly>),
+    ) -> Drained {
+        let mut drained = Drained::default();
+        for _ in 0..budget {
+            // Acquire: pairs with the `smp_wmb` of Xen's `ioreq_send_buffered`: the entries before `write` are there.
+            let pointers = self.ring.memory.pointers(Ordering::Acquire);
+            let distance = pointers.distance();
+            if distance == 0 {
+                return drained;
+            }
+            let (entries, item) = if distance > IOREQ_BUFFER_SLOT_NUM {
+                let (read, write) = (pointers.read, pointers.write);
+                (distance, Err(RingAnomaly::Overrun { read, write }))
+            } else {
+                self.copy(pointers.read, distance)
+            };
+            drained.taken += u32::from(item.is_ok());
+            let give_up = GiveUp {
+                memory: &self.ring.memory,
+                entries,
+            };
+            handle(item);
+            let found = give_up.now();
+            if EntryIndex::of(found) != EntryIndex::of(pointers.read) {
+                let expected = pointers.read;
+                handle(Err(RingAnomaly::Moved { expected, found }));
+            }
+        }
+        drained.more = !self.ring.is_empty();
+        drained
+    }
+
+    /// Copies the request at `read`, of `distance` entries in the ring (at least 1), and says how many it takes.
+    fn copy(&self, read: u32, distance: u32) -> (u32, Result<BufferedRequest, RingAnomaly>) {
+        let entry = self.ring.memory.entry(EntryIndex::of(read));
+        if let Some(single) = BufferedRequest::single(entry) {
+            return (1, Ok(single));
+        }
+        let second = (distance >= 2).then(|| EntryIndex::of(read.wrapping_add(1)));
+        let pair = second.and_then(|at| BufferedRequest::pair(entry, self.ring.memory.entry(at)));
+        match pair {
+            Some(pair) => (2, Ok(pair)),
+            None => (1, Err(RingAnomaly::Torn { entry })),
+        }
+    }
+}
+
+impl<M: RingMemory> Drop for Consumer<'_, M> {
+    fn drop(&mut self) {
+        // Release: pairs with the Acquire in `BufferedRing::consumer`.
+        self.ring.consumed.store(false, Ordering::Release);
+    }
+}
+
+impl<M: RingMemory> fmt::Debug for Consumer<'_, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer").finish_non_exhaustive()
+    }
+}
+
+/// Gives entries up, at the latest when dropped by a panic of the handler: else the ring would offer them for ever.
+struct GiveUp<'a, M: RingMemory> {
+    memory: &'a M,
+    entries: u32,
+}
+
+impl<M: RingMemory> GiveUp<'_, M> {
+    /// Returns the read pointer as found.
+    fn now(mut self) -> u32 {
+        self.advance()
+    }
+
+    fn advance(&mut self) -> u32 {
+        // Release: pairs with Xen's load of `read_pointer`, before it fills these entries again, and with `is_empty`. A
+        // read-modify-write: a rewind by Xen between load and store would be undone by a plain store.
+        self.memory
+            .advance(std::mem::take(&mut self.entries), Ordering::Release)
+    }
+}
+
+impl<M: RingMemory> Drop for GiveUp<'_, M> {
+    fn drop(&mut self) {
+        if self.entries != 0 {
+            self.advance();
+        }
+    }
+}
