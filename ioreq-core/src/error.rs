@@ -378,6 +378,12 @@ impl Error {
         self
     }
 
+    /// Names two ranges in conflict, each with what it belongs to.
+    #[must_use]
+    pub fn conflict(self, new: String, existing: String) -> Self {
+        self.about(Subject::Conflict { new, existing })
+    }
+
     /// What went wrong.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {

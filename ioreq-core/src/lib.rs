@@ -7,7 +7,9 @@
 //! hypervisor implements the traits of [`hypervisor`].
 
 pub mod abi;
+mod audit;
 pub mod claim;
+pub mod dispatch;
 pub mod error;
 pub mod handler;
 pub mod hypervisor;
@@ -17,13 +19,10 @@ pub mod range;
 pub mod request;
 pub mod ring;
 pub mod routes;
+pub mod server;
 pub mod slot;
+pub mod stats;
 
-#[allow(
-    unused_imports,
-    dead_code,
-    reason = "its users come with the slot and the dispatcher"
-)]
 mod sync;
 
 pub use error::{Error, ErrorKind, Op, Result};

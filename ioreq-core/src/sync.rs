@@ -4,6 +4,24 @@
 //! thing run the same source. Code on a request's way takes its atomics and locks from here and nowhere else.
 
 #[cfg(loom)]
-pub(crate) use loom::sync::{Mutex, atomic};
+pub(crate) use loom::sync::{Mutex, MutexGuard, atomic};
 #[cfg(not(loom))]
-pub(crate) use std::sync::{Mutex, atomic};
+pub(crate) use std::sync::{Mutex, MutexGuard, atomic};
+
+use crossbeam::utils::Backoff;
+
+/// Waits a little for another thread: spins, then yields, then sleeps in short steps.
+#[cfg(not(loom))]
+pub(crate) fn pause(backoff: &Backoff) {
+    if backoff.is_completed() {
+        std::thread::sleep(std::time::Duration::from_micros(20));
+    } else {
+        backoff.snooze();
+    }
+}
+
+/// Lets another thread of the model run.
+#[cfg(loom)]
+pub(crate) fn pause(_: &Backoff) {
+    loom::thread::yield_now();
+}

@@ -1,9 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! Ownership of the write-tracking p2m type (`p2m_ioreq_server`), and what it allows: tracking guest pages.
+//!
+//! One server of a domain can own the type. [`MemTypeClaim`] is that ownership as a value: only through it can pages be
+//! marked, and dropping it unmarks what it marked and gives the type up. Pages are marked through a [`Tracker`], with a
+//! handler for each; they are unmarked by a protocol that a guest in the middle of a write survives, in the background.
+//!
+//! # What tracking does not see, and what it costs a guest
+//! * Writes by others than the guest's vCPUs: the device model's own (use [`Dma`](crate::server::Dma)), back ends and
+//!   grants, Xen itself. A passed-through device cannot reach a tracked page at all.
+//! * Executing from a tracked page never ends; delivering an event onto a tracked kernel stack kills the guest; accessed and
+//!   dirty bits of tracked page tables change silently.
+//! * A locked read-modify-write reads RAM, computes, and traps with the final value: with two vCPUs an update can be lost.
+//! * Live migration (log-dirty) and tracking exclude each other.
 
 mod error;
+mod ledger;
+mod mem_type;
 mod tracker;
+mod unmark;
 
 pub use error::MarkError;
-pub use tracker::{PageState, PageTracker};
+pub use mem_type::{MemTypeClaim, UnmarkReport};
+pub use tracker::{PageState, PageTracker, Tracker};
+
+pub(crate) use ledger::Ledger;
+pub(crate) use unmark::{Look, Step};

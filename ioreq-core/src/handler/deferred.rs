@@ -24,7 +24,6 @@ pub(crate) enum Reply {
 pub(crate) type Resume = Box<dyn FnOnce(Option<Reply>) + Send>;
 
 /// Where a deferred request stands.
-#[allow(dead_code, reason = "the worker's half is the server's")]
 pub(crate) enum PendingState {
     /// The handler has not returned yet.
     Open,
@@ -37,14 +36,20 @@ pub(crate) enum PendingState {
 }
 
 /// The meeting point of a worker and a [`Completion`].
-#[allow(dead_code, reason = "the worker's half is the server's")]
 pub(crate) struct Pending {
     state: Mutex<PendingState>,
     since: Instant,
     overrun: Duration,
 }
 
-#[allow(dead_code, reason = "the worker's half is the server's")]
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending")
+            .field("overrun", &self.overrun)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Pending {
     fn swap(&self, new: PendingState) -> PendingState {
         std::mem::replace(
@@ -156,7 +161,6 @@ pub struct Deferred<R> {
     _answer: PhantomData<fn(R)>,
 }
 
-#[allow(dead_code, reason = "the worker's half is the server's")]
 impl<R> Deferred<R> {
     /// The worker takes it over.
     pub(crate) fn into_pending(mut self) -> Arc<Pending> {

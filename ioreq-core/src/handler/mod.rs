@@ -14,6 +14,7 @@ mod deferred;
 mod io;
 mod outcome;
 mod page;
+pub(crate) mod scope;
 
 pub use access::{Access, Batch, Space};
 pub use context::Context;
@@ -23,5 +24,4 @@ pub use outcome::{BatchOutcome, PageOutcome, ReadOutcome, Verdict, WriteOutcome}
 pub use page::{MutPageHandler, PageHandler, PageWrite, WriteSource};
 
 pub use deferred::Answer;
-#[allow(unused_imports, reason = "used by the server")]
 pub(crate) use deferred::{Pending, Reply};

@@ -58,7 +58,6 @@ pub struct MarkAuthority {
 }
 
 impl MarkAuthority {
-    #[allow(dead_code, reason = "made by the claim alone")]
     pub(crate) const fn new() -> Self {
         MarkAuthority { _private: () }
     }

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The claim on the memory type.
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use super::Tracker;
+use crate::dispatch::TrackerShared;
+use crate::error::{ErrorKind, Op, Result};
+use crate::handler::scope;
+use crate::hypervisor::Hypervisor;
+use crate::range::GfnRange;
+use crate::server::Core;
+use crate::stats::PerWorker;
+
+/// How long a claim that is dropped goes on unmarking before it gives the type up with pages outstanding.
+const DROP_BOUND: Duration = Duration::from_secs(5);
+
+/// What became of the pages that were to be unmarked.
+///
+/// ```
+/// let report = ioreq_core::claim::UnmarkReport::default();
+/// assert!(report.deferred.is_empty());
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UnmarkReport {
+    /// Pages unmarked since the claim was made.
+    pub unmarked: u64,
+    /// Pages still marked: the guest kept writing them. Their writes are applied as written, and they are tried again in
+    /// the background.
+    pub deferred: Vec<GfnRange>,
+}
+
+/// Ownership of `p2m_ioreq_server` for one server. Made by [`IoreqServer::claim_mem_type`]; it keeps the server alive.
+///
+/// Dropping it unmarks every page by the safe protocol, then disclaims. That can take as long as the guest keeps writing to
+/// the pages, 5 seconds at most; what is still marked then goes back to ordinary RAM all at once, which a guest in the middle
+/// of a write may not survive. Call [`settle`](Self::settle) first to know.
+///
+/// [`IoreqServer::claim_mem_type`]: crate::server::IoreqServer::claim_mem_type
+pub struct MemTypeClaim<H: Hypervisor> {
+    core: Option<Arc<Core<H>>>,
+}
+
+impl<H: Hypervisor> MemTypeClaim<H> {
+    pub(crate) fn new(core: &Arc<Core<H>>) -> Result<Self> {
+        core.ledger().claim(core)?;
+        Ok(MemTypeClaim {
+            core: Some(Arc::clone(core)),
+        })
+    }
+
+    fn core(&self) -> &Arc<Core<H>> {
+        self.core.as_ref().expect("taken by drop alone")
+    }
+
+    /// A way to track pages; `name` is for errors and statistics. A server may have several, for different purposes.
+    #[must_use]
+    pub fn tracker(&self, name: &str) -> Tracker<H> {
+        let core = self.core();
+        let counters = PerWorker::new(core.worker_slots());
+        let shared = Arc::new(TrackerShared {
+            name: name.into(),
+            counters,
+        });
+        core.register_tracker(&shared);
+        Tracker::new(Arc::downgrade(core), shared)
+    }
+
+    /// Goes on with unmarking until nothing is queued, for at most `bound`; serves requests meanwhile where no worker does.
+    ///
+    /// # Errors
+    /// `WouldDeadlock` from a handler.
+    pub fn settle(&self, bound: Duration) -> Result<UnmarkReport> {
+        let core = self.core();
+        if scope::in_handler() {
+            return Err(core.error(Op::Unmark, ErrorKind::WouldDeadlock));
+        }
+        Ok(core.settle(bound))
+    }
+
+    /// What has been unmarked so far, without waiting.
+    #[must_use]
+    pub fn unmark_report(&self) -> UnmarkReport {
+        self.core().unmark_report()
+    }
+
+    /// Pages that are marked now, those that are leaving included.
+    #[must_use]
+    pub fn marked_pages(&self) -> u64 {
+        self.core().pages.len()
+    }
+}
+
+impl<H: Hypervisor> Drop for MemTypeClaim<H> {
+    fn drop(&mut self) {
+        let Some(core) = self.core.take() else { return };
+        core.ledger().close();
+        let finish = move || core.finish_claim(DROP_BOUND);
+        if scope::in_handler() {
+            // This thread's own request may be in the way: let another thread wait for it.
+            std::thread::spawn(finish);
+        } else {
+            finish();
+        }
+    }
+}
+
+impl<H: Hypervisor> fmt::Debug for MemTypeClaim<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemTypeClaim")
+            .field("marked_pages", &self.marked_pages())
+            .finish()
+    }
+}
+
+/// The claim's server, if it still lives.
+pub(super) fn upgrade<H: Hypervisor>(core: &Weak<Core<H>>) -> Result<Arc<Core<H>>> {
+    core.upgrade().ok_or_else(|| {
+        crate::Error::new(Op::Mark, ErrorKind::WrongState).about("the server is gone")
+    })
+}

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Who is looking, and when nobody can be looking at something any more.
+//!
+//! Reclamation by quiescent states. A reader that is *on line* may hold what it found; between two requests it announces a
+//! quiescent state, and off line (asleep, or outside a pass) it holds nothing. A global number counts changes. Going on line
+//! and quiescing copy the number into the reader's own word, so a word of at least *n* says: this reader has let go of
+//! everything that was removed before the number became *n*.
+//!
+//! * Unlink, fence, then count up: whoever reads the new number sees the unlinking (Release/Acquire on the number).
+//! * A reader that goes on line stores its word, then a fence, then looks. A collector fences, then reads the words. Of two
+//!   SeqCst fences one is first: either the collector sees the word and waits for the reader, or the reader sees the
+//!   unlinking and never had the thing.
+//!
+//! Going on line costs that fence, quiescing a load and a store on the reader's own line. No reader ever waits.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, PoisonError};
+
+use crossbeam::utils::{Backoff, CachePadded};
+
+use crate::error::{Error, ErrorKind, Op, Result};
+use crate::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::sync::{Mutex, MutexGuard, pause};
+
+/// A reader's word when it is off line.
+const OFF_LINE: u64 = 0;
+type Garbage = Box<dyn FnOnce() + Send>;
+type Word = Arc<CachePadded<AtomicU64>>;
+
+#[cfg(not(loom))]
+std::thread_local! {
+    /// The registries that this thread is on line with, by address.
+    static ON_LINE: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+#[cfg(loom)]
+loom::thread_local! {
+    static ON_LINE: RefCell<Vec<usize>> = RefCell::new(Vec::new());
+}
+
+/// The registry of readers, and the garbage that waits for them.
+///
+/// ```
+/// use std::sync::{Arc, atomic::{AtomicBool, Ordering}};
+/// use ioreq_core::dispatch::Grace;
+///
+/// let grace = Grace::new();
+/// let mut reader = grace.reader();
+/// let freed = Arc::new(AtomicBool::new(false));
+///
+/// let mut guard = reader.enter(); // on line: what it finds stays
+/// let flag = freed.clone();
+/// grace.retire(move || flag.store(true, Ordering::Relaxed));
+/// grace.collect();
+/// assert!(!freed.load(Ordering::Relaxed), "the reader may hold it");
+/// guard.quiesce();
+/// grace.collect();
+/// assert!(freed.load(Ordering::Relaxed));
+/// ```
+pub struct Grace {
+    /// Counts retirements and synchronizations. Starts at 1, so that no word of an on-line reader is [`OFF_LINE`].
+    now: CachePadded<AtomicU64>,
+    readers: Mutex<Vec<Word>>,
+    garbage: Mutex<VecDeque<(u64, Garbage)>>,
+}
+
+impl Grace {
+    /// A registry without readers.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Grace {
+            now: CachePadded::new(AtomicU64::new(1)),
+            readers: Mutex::new(Vec::new()),
+            garbage: Mutex::new(VecDeque::new()),
+        })
+    }
+
+    /// A new reader, off line; each thread that looks things up has its own.
+    #[must_use]
+    pub fn reader(self: &Arc<Self>) -> Reader {
+        let word = Arc::new(CachePadded::new(AtomicU64::new(OFF_LINE)));
+        lock(&self.readers).push(Arc::clone(&word));
+        Reader {
+            grace: Arc::clone(self),
+            word,
+        }
+    }
+
+    /// Keeps `free` until no reader can hold any more what was unlinked before this call; [`collect`](Self::collect) runs
+    /// it. Runs nothing itself, so that it can be called under any lock.
+    pub fn retire(&self, free: impl FnOnce() + Send + 'static) {
+        let stamp = self.advance();
+        lock(&self.garbage).push_back((stamp, Box::new(free)));
+    }
+
+    /// Frees what can be freed now. Call it without a lock that what is freed may want.
+    pub fn collect(&self) {
+        let seen = self.seen_by_all();
+        loop {
+            // One at a time, and outside the lock: what is freed may retire more.
+            let free = {
+                let mut garbage = lock(&self.garbage);
+                match garbage.front() {
+                    Some((stamp, _)) if *stamp <= seen => garbage.pop_front(),
+                    _ => None,
+                }
+            };
+            match free {
+                Some((_, free)) => free(),
+                None => return,
+            }
+        }
+    }
+
+    /// Waits until every reader that is on line has quiesced or gone off line: afterwards nobody holds what was unlinked
+    /// before this call.
+    ///
+    /// # Errors
+    /// `WouldDeadlock` if this thread is on line itself: it would wait for itself.
+    pub fn synchronize(&self) -> Result<()> {
+        if ON_LINE.with(|on_line| on_line.borrow().contains(&self.address())) {
+            return Err(Error::new(Op::Synchronize, ErrorKind::WouldDeadlock));
+        }
+        let stamp = self.advance();
+        let words = lock(&self.readers).clone();
+        fence(Ordering::SeqCst);
+        for word in words {
+            let backoff = Backoff::new();
+            while !has_seen(&word, stamp) {
+                pause(&backoff);
+            }
+        }
+        self.collect();
+        Ok(())
+    }
+
+    /// Counts up, after what was unlinked.
+    fn advance(&self) -> u64 {
+        // SeqCst: pairs with the reader's fence in `enter` (see the module).
+        fence(Ordering::SeqCst);
+        // Release: pairs with the Acquire loads in `enter` and `quiesce`.
+        self.now.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// The largest number that every on-line reader has seen.
+    fn seen_by_all(&self) -> u64 {
+        // Acquire: pairs with `advance` in another thread, whose garbage we may be about to free.
+        let mut seen = self.now.load(Ordering::Acquire);
+        let readers = lock(&self.readers);
+        // SeqCst: pairs with the reader's fence in `enter` (see the module).
+        fence(Ordering::SeqCst);
+        for word in readers.iter() {
+            // Acquire: pairs with the reader's Release store: its use of what is freed is over.
+            match word.load(Ordering::Acquire) {
+                OFF_LINE => {}
+                announced => seen = seen.min(announced),
+            }
+        }
+        seen
+    }
+
+    fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+}
+
+fn has_seen(word: &AtomicU64, stamp: u64) -> bool {
+    // Acquire: pairs with the reader's Release store: what it did before is over, and visible.
+    let announced = word.load(Ordering::Acquire);
+    announced == OFF_LINE || announced >= stamp
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Grace {
+    fn drop(&mut self) {
+        // Readers hold the registry, so there are none left.
+        self.collect();
+    }
+}
+
+impl fmt::Debug for Grace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (readers, garbage) = (lock(&self.readers).len(), lock(&self.garbage).len());
+        f.debug_struct("Grace")
+            .field("readers", &readers)
+            .field("garbage", &garbage)
+            .finish()
+    }
+}
+
+/// One thread's right to look things up.
+///
+/// See [`Grace`] for an example.
+pub struct Reader {
+    grace: Arc<Grace>,
+    word: Word,
+}
+
+impl Reader {
+    /// Goes on line.
+    #[must_use]
+    pub fn enter(&mut self) -> ReadGuard<'_> {
+        ON_LINE.with(|on_line| on_line.borrow_mut().push(self.grace.address()));
+        // Acquire: pairs with `advance`: everything unlinked before that number is seen as unlinked.
+        let now = self.grace.now.load(Ordering::Acquire);
+        // Relaxed: the fence below orders it.
+        self.word.store(now, Ordering::Relaxed);
+        // SeqCst: pairs with the collector's fence (see the module).
+        fence(Ordering::SeqCst);
+        ReadGuard { reader: self }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        lock(&self.grace.readers).retain(|word| !Arc::ptr_eq(word, &self.word));
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").finish_non_exhaustive()
+    }
+}
+
+/// On line: what is found under this guard stays until it quiesces or ends.
+///
+/// See [`Grace`] for an example.
+#[derive(Debug)]
+pub struct ReadGuard<'r> {
+    reader: &'r mut Reader,
+}
+
+impl ReadGuard<'_> {
+    /// Announces that nothing found so far is used any more (the borrow checker sees to that).
+    #[inline]
+    pub fn quiesce(&mut self) {
+        // Acquire: as in `enter`.
+        let now = self.reader.grace.now.load(Ordering::Acquire);
+        // Release: pairs with the collector's Acquire load: our use is over before it frees.
+        self.reader.word.store(now, Ordering::Release);
+    }
+
+    /// Panics unless the guard is of this registry: under another's, things are freed without waiting for it.
+    #[inline]
+    pub(super) fn check(&self, grace: &Arc<Grace>) {
+        assert!(
+            Arc::ptr_eq(&self.reader.grace, grace),
+            "a read guard of another registry"
+        );
+    }
+}
+
+impl Drop for ReadGuard<'_> {
+    fn drop(&mut self) {
+        // Release: as in `quiesce`.
+        self.reader.word.store(OFF_LINE, Ordering::Release);
+        let address = self.reader.grace.address();
+        ON_LINE.with(|on_line| {
+            let mut on_line = on_line.borrow_mut();
+            if let Some(at) = on_line.iter().rposition(|other| *other == address) {
+                on_line.swap_remove(at);
+            }
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn synchronize_in_a_guard_is_an_error_and_of_another_registry_is_not() {
+        let (grace, other) = (Grace::new(), Grace::new());
+        let mut reader = grace.reader();
+        let guard = reader.enter();
+        assert_eq!(
+            grace.synchronize().unwrap_err().kind(),
+            ErrorKind::WouldDeadlock
+        );
+        other.synchronize().unwrap();
+        drop(guard);
+        grace.synchronize().unwrap();
+    }
+
+    #[test]
+    fn synchronize_waits_for_a_reader_that_is_on_line_and_for_no_other() {
+        let grace = Grace::new();
+        let _asleep = grace.reader();
+        let mut reader = grace.reader();
+        let done = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            let guard = reader.enter();
+            let waiter = scope.spawn(|| {
+                grace.synchronize().unwrap();
+                done.load(Ordering::Acquire)
+            });
+            for _ in 0..1000 {
+                std::thread::yield_now();
+            }
+            done.store(1, Ordering::Release);
+            drop(guard);
+            assert_eq!(
+                waiter.join().unwrap(),
+                1,
+                "returned while the reader was on line"
+            );
+        });
+    }
+
+    #[test]
+    fn garbage_is_freed_with_the_registry_at_the_latest() {
+        let freed = Arc::new(AtomicUsize::new(0));
+        let grace = Grace::new();
+        let mut reader = grace.reader();
+        {
+            let _guard = reader.enter();
+            for _ in 0..128 {
+                let freed = Arc::clone(&freed);
+                grace.retire(move || {
+                    freed.fetch_add(1, Ordering::Relaxed);
+                });
+            }
+            assert_eq!(freed.load(Ordering::Relaxed), 0);
+        }
+        drop((reader, grace));
+        assert_eq!(freed.load(Ordering::Relaxed), 128);
+    }
+
+    #[test]
+    fn what_is_freed_may_retire_more() {
+        let grace = Grace::new();
+        let (again, freed) = (Arc::downgrade(&grace), Arc::new(AtomicUsize::new(0)));
+        let count = Arc::clone(&freed);
+        grace.retire(move || {
+            if let Some(grace) = again.upgrade() {
+                grace.retire(move || {
+                    count.fetch_add(1, Ordering::Relaxed);
+                });
+            }
+        });
+        grace.collect();
+        grace.collect();
+        assert_eq!(freed.load(Ordering::Relaxed), 1);
+    }
+}

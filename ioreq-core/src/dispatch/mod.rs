@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! From an address to its handler, without a lock.
+//!
+//! * [`Grace`] knows the threads that look things up ([`Reader`]), frees what was replaced when none of them can still see
+//!   it, and tells when no handler of a removed route runs any more.
+//! * [`PageMap`] leads from a guest frame to its route and to the page's [order](Page::lock): tracked pages.
+//! * [`PortMap`] and [`RangeMap`] lead from an access to the route of the range that covers all of it.
+//!
+//! All of them change while readers run: what a reader finds, it may use until its [`ReadGuard`] quiesces or ends.
+
+mod dispatcher;
+mod grace;
+mod order;
+mod page_map;
+mod port_map;
+mod published;
+mod range_map;
+mod route;
+mod zeroed;
+
+pub use grace::{Grace, ReadGuard, Reader};
+pub use order::{Locked, Parked};
+pub use page_map::{Counted, Page, PageMap};
+pub use port_map::PortMap;
+pub use range_map::{Conflict, RangeMap};
+
+pub(crate) use dispatcher::Dispatcher;
+pub(crate) use route::{PageRoute, Route, TrackerShared};

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The order of a tracked page: one byte that says who may serve a write to it.
+//!
+//! Whoever holds it is the only one to write the byte, so that releasing is a plain store: a request costs one atomic
+//! read-modify-write. Contention is rare (two vCPUs writing one page in the same instant) and short (a handler), so waiting is
+//! spinning, then sleeping in short steps, without a queue.
+
+use crossbeam::utils::Backoff;
+
+use crate::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::pause;
+
+/// Nobody serves the page.
+pub(super) const FREE: u8 = 0;
+/// A write to the page is being served.
+const HELD: u8 = 1;
+/// The page is being unmarked: its writes are left unanswered.
+const PARKED: u8 = 2;
+
+/// The page is being unmarked: come back later.
+///
+/// ```
+/// assert_eq!(format!("{:?}", ioreq_core::dispatch::Parked), "Parked");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parked;
+
+/// The page's order, held. Dropping it lets the next write through.
+///
+/// See [`PageMap`](super::PageMap) for an example.
+#[derive(Debug)]
+#[must_use = "the order is held while this lives"]
+pub struct Locked<'g>(&'g AtomicU8);
+
+impl Drop for Locked<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        // Release: pairs with the Acquire of the next `lock` or `park`: the store and the handler's work are seen by it.
+        self.0.store(FREE, Ordering::Release);
+    }
+}
+
+#[inline]
+pub(super) fn lock(byte: &AtomicU8) -> Result<Locked<'_>, Parked> {
+    // Acquire: pairs with the Release of the last holder, and of `unpark`.
+    match byte.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed) {
+        Ok(_) => Ok(Locked(byte)),
+        Err(PARKED) => Err(Parked),
+        Err(_) => lock_slow(byte),
+    }
+}
+
+#[cold]
+fn lock_slow(byte: &AtomicU8) -> Result<Locked<'_>, Parked> {
+    let backoff = Backoff::new();
+    loop {
+        // As in `lock`; weak, because this is a loop.
+        match byte.compare_exchange_weak(FREE, HELD, Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => return Ok(Locked(byte)),
+            Err(PARKED) => return Err(Parked),
+            Err(_) => pause(&backoff),
+        }
+    }
+}
+
+/// Leaves the page's writes unanswered from now on; false while one is being served.
+pub(super) fn park(byte: &AtomicU8) -> bool {
+    // AcqRel: Acquire pairs with the last holder's Release: what it noted of its request is seen by the unmark protocol.
+    byte.compare_exchange(FREE, PARKED, Ordering::AcqRel, Ordering::Relaxed)
+        .is_ok()
+}
+
+/// Ends parking. Nothing happens to a byte that is not parked.
+pub(super) fn unpark(byte: &AtomicU8) {
+    // Release: pairs with the Acquire in `lock`.
+    let _not_parked = byte.compare_exchange(PARKED, FREE, Ordering::Release, Ordering::Relaxed);
+}
+
+pub(super) fn is_parked(byte: &AtomicU8) -> bool {
+    // Acquire: pairs with `unpark`; whoever sees the page free may serve it.
+    byte.load(Ordering::Acquire) == PARKED
+}
+
+/// Whether nobody holds the order or has parked the page.
+pub(super) fn is_free(byte: &AtomicU8) -> bool {
+    // Acquire: pairs with the holder's Release.
+    byte.load(Ordering::Acquire) == FREE
+}

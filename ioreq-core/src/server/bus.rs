@@ -1,0 +1,463 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Single accesses: from an address to its route, to its handler, to what becomes of the access.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use vm_memory::GuestAddress;
+
+use super::core::Core;
+use crate::dispatch::{Locked, Page, PageRoute, ReadGuard, Route};
+use crate::handler::scope::Scope;
+use crate::handler::{
+    Access, Batch, BatchOutcome, Context, PageOutcome, PageWrite, Pending, ReadOutcome, Reply,
+    Space, Verdict, WriteOutcome, WriteSource,
+};
+use crate::hypervisor::Hypervisor;
+use crate::ids::{Gfn, PAGE_SIZE, Sbdf, VcpuId};
+use crate::memory::{GuestRam, Width};
+use crate::stats::{RouteCounters, WorkerCounters};
+use crate::sync::atomic::{Ordering, fence};
+
+/// Why an access is not done yet.
+#[derive(Debug)]
+pub(super) enum Pause {
+    /// The page is being unmarked: try again.
+    Parked,
+    /// The handler answers later.
+    Deferred(Arc<Pending>),
+}
+
+/// What an access goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Port(u16),
+    Mmio(u64),
+    Pci(Sbdf, u16),
+}
+
+impl Place {
+    fn space(self) -> Space {
+        match self {
+            Place::Port(_) => Space::Port,
+            Place::Mmio(_) => Space::Mmio,
+            Place::Pci(..) => Space::Pci,
+        }
+    }
+
+    fn addr(self) -> u64 {
+        match self {
+            Place::Port(port) => port.into(),
+            Place::Mmio(addr) => addr,
+            Place::Pci(_, register) => register.into(),
+        }
+    }
+}
+
+/// Everything that one worker's accesses need, for one request.
+pub(super) struct Bus<'a, H: Hypervisor> {
+    pub(super) core: &'a Core<H>,
+    pub(super) ram: &'a dyn GuestRam,
+    pub(super) guard: &'a ReadGuard<'a>,
+    pub(super) counters: &'a WorkerCounters,
+    /// Index of this worker's counters in per-route arrays.
+    pub(super) worker: usize,
+    pub(super) vcpu: VcpuId,
+}
+
+impl<H: Hypervisor> Bus<'_, H> {
+    fn context(&self) -> Context<'_> {
+        Context::detached(self.core.hv.domid(), self.vcpu, self.ram)
+    }
+
+    fn find(&self, place: Place, width: Width) -> Option<(&Route, Access)> {
+        let route = match place {
+            Place::Port(port) => self.core.routes.port(port, width, self.guard),
+            Place::Mmio(addr) => self.core.routes.mmio(addr, width.bytes(), self.guard),
+            Place::Pci(sbdf, _) => self.core.routes.pci(sbdf, self.guard),
+        }?;
+        let addr = place.addr();
+        let offset = if place.space() == Space::Pci {
+            addr
+        } else {
+            addr - route.base
+        };
+        Some((
+            route,
+            Access {
+                space: place.space(),
+                addr,
+                offset,
+                width,
+            },
+        ))
+    }
+
+    /// One read. All-ones where nobody answers.
+    pub(super) fn read(&self, place: Place, width: Width) -> Result<u64, Pause> {
+        let Some((route, access)) = self.find(place, width) else {
+            return Ok(self.unclaimed_read(place, width));
+        };
+        let counters = route.counters.of(self.worker);
+        if let Some(counters) = counters {
+            counters.reads.bump();
+        }
+        match self.call(false, || route.handler.read(&self.context(), access)) {
+            Some(ReadOutcome::Value(value)) => Ok(width.cut(value)),
+            Some(ReadOutcome::Refused(why)) => {
+                self.refused(route, counters, why, access);
+                Ok(width.all_ones())
+            }
+            Some(ReadOutcome::Defer(deferred)) => Err(Pause::Deferred(deferred.into_pending())),
+            None => {
+                self.panicked(&route.name, counters);
+                Ok(width.all_ones())
+            }
+        }
+    }
+
+    /// One write to a port, an MMIO address or configuration space; a write to guest memory goes to [`Self::store`].
+    pub(super) fn write(&self, place: Place, width: Width, value: u64) -> Result<(), Pause> {
+        let value = width.cut(value);
+        if let Place::Mmio(addr) = place
+            && let Some(result) = self.write_tracked(addr, width, value)
+        {
+            return result;
+        }
+        let Some((route, access)) = self.find(place, width) else {
+            self.unclaimed_write(place, width, value);
+            return Ok(());
+        };
+        let counters = route.counters.of(self.worker);
+        if let Some(counters) = counters {
+            counters.writes.bump();
+        }
+        match self.call(false, || {
+            route.handler.write(&self.context(), access, value)
+        }) {
+            Some(WriteOutcome::Done) => Ok(()),
+            Some(WriteOutcome::Refused(why)) => {
+                self.refused(route, counters, why, access);
+                Ok(())
+            }
+            Some(WriteOutcome::Defer(deferred)) => Err(Pause::Deferred(deferred.into_pending())),
+            None => {
+                self.panicked(&route.name, counters);
+                Ok(())
+            }
+        }
+    }
+
+    /// Offers elements of a repeated instruction to their handler at once. None if they go one by one.
+    pub(super) fn batch(
+        &self,
+        place: Place,
+        width: Width,
+        stride: i64,
+        values: &mut [u64],
+        read: bool,
+    ) -> Option<()> {
+        let (route, first) = self.find(place, width)?;
+        let batch = Batch {
+            first,
+            stride,
+            len: values.len(),
+        };
+        let last = batch.get(batch.len.checked_sub(1)?);
+        // Two ends inside one range: so is everything between.
+        if place.space() != Space::Port {
+            let covers = self
+                .core
+                .routes
+                .mmio(last.addr, width.bytes(), self.guard)?;
+            if !std::ptr::eq(covers, route) {
+                return None;
+            }
+        }
+        let cx = self.context();
+        let outcome = self.call(false, || {
+            if read {
+                route.handler.read_batch(&cx, &batch, values)
+            } else {
+                route.handler.write_batch(&cx, &batch, values)
+            }
+        });
+        let counters = route.counters.of(self.worker);
+        match outcome {
+            Some(BatchOutcome::OneByOne) => return None,
+            Some(BatchOutcome::Done) => {}
+            Some(BatchOutcome::Refused(why)) => {
+                values.fill(width.all_ones());
+                self.refused(route, counters, why, first);
+            }
+            None => {
+                values.fill(width.all_ones());
+                self.panicked(&route.name, counters);
+            }
+        }
+        if let Some(counters) = counters {
+            let counter = if read {
+                &counters.reads
+            } else {
+                &counters.writes
+            };
+            counter.add(values.len() as u64);
+        }
+        values
+            .iter_mut()
+            .for_each(|value| *value = width.cut(*value));
+        Some(())
+    }
+
+    /// A trapped write, if the page is tracked or was until just now.
+    fn write_tracked(&self, addr: u64, width: Width, value: u64) -> Option<Result<(), Pause>> {
+        let page = self
+            .core
+            .pages
+            .find(Gfn::of(GuestAddress(addr)), self.guard)?;
+        self.counters.page_writes.bump();
+        Some(self.write_page(&page, addr, width, value, WriteSource::Trapped))
+    }
+
+    /// Handler and store of one write to a tracked page, in the page's order.
+    fn write_page(
+        &self,
+        page: &Page<'_, PageRoute>,
+        addr: u64,
+        width: Width,
+        value: u64,
+        source: WriteSource,
+    ) -> Result<(), Pause> {
+        let Ok(order) = page.lock() else {
+            return Err(Pause::Parked);
+        };
+        // The route as it is now that the order is ours; none if the page left while we waited for it.
+        let route = page.route();
+        let Some((route, handler)) = route.and_then(|r| Some((r, r.handler.as_ref()?))) else {
+            self.store_ram(addr, width, value);
+            drop(order);
+            return match (route, source) {
+                // It left for good while we waited; it may have come back.
+                (None, WriteSource::Framework | WriteSource::Dma) => {
+                    self.tracked_meanwhile(GuestAddress(addr), width, value, source)
+                }
+                _ => Ok(()),
+            };
+        };
+        let counters = route.tracker.counters.of(self.worker);
+        if let Some(counters) = counters {
+            counters.writes.bump();
+        }
+        let Some(write) = PageWrite::new(GuestAddress(addr), width, value, source, self.ram) else {
+            // Xen splits accesses at page ends, and so do we: this is a guest playing with its slot.
+            self.counters.malformed.bump();
+            return Ok(());
+        };
+        let verdict = match self.call(true, || handler.write(&self.context(), &write)) {
+            Some(PageOutcome::Apply) => Verdict::Apply,
+            Some(PageOutcome::Replace(value)) => Verdict::Replace(value),
+            Some(PageOutcome::Drop | PageOutcome::Done) => Verdict::Drop,
+            Some(PageOutcome::Defer(deferred)) if source == WriteSource::Trapped => {
+                return Err(Pause::Deferred(deferred.into_pending()));
+            }
+            Some(PageOutcome::Defer(deferred)) => {
+                // No vCPU waits for this very store, so none can be held: it is made when the verdict comes.
+                self.store_when_told(
+                    deferred.into_pending(),
+                    write.addr(),
+                    width,
+                    value,
+                    route.fallback,
+                );
+                return Ok(());
+            }
+            None => {
+                self.panicked(&route.tracker.name, counters);
+                route.fallback
+            }
+        };
+        self.settle(addr, width, value, verdict);
+        drop(order);
+        Ok(())
+    }
+
+    fn store_when_told(
+        &self,
+        pending: Arc<Pending>,
+        addr: GuestAddress,
+        width: Width,
+        value: u64,
+        fallback: Verdict,
+    ) {
+        let hv = Arc::clone(&self.core.hv);
+        pending.install(Box::new(move |reply| {
+            let verdict = match reply {
+                Some(Reply::Verdict(verdict)) => verdict,
+                _ => fallback,
+            };
+            let value = match verdict {
+                Verdict::Apply => value,
+                Verdict::Replace(other) => width.cut(other),
+                Verdict::Drop => return,
+            };
+            // Memory that is gone by now needs no store.
+            let _gone = GuestRam::store(&*hv.memory(), addr, width, value);
+        }));
+    }
+
+    /// Carries out a verdict that came later: in the page's order, if the page is still tracked.
+    pub(super) fn settle_later(
+        &self,
+        addr: u64,
+        width: Width,
+        value: u64,
+        verdict: Option<Verdict>,
+    ) -> Result<(), Pause> {
+        let page = self
+            .core
+            .pages
+            .find(Gfn::of(GuestAddress(addr)), self.guard);
+        let order: Option<Locked<'_>> = match &page {
+            Some(page) => Some(page.lock().map_err(|_| Pause::Parked)?),
+            None => None,
+        };
+        let route = page.as_ref().and_then(Page::route);
+        let verdict = verdict
+            .or(route.map(|route| route.fallback))
+            .unwrap_or_default();
+        self.settle(addr, width, value, verdict);
+        drop(order);
+        Ok(())
+    }
+
+    fn settle(&self, addr: u64, width: Width, value: u64, verdict: Verdict) {
+        match verdict {
+            Verdict::Apply => self.store_ram(addr, width, value),
+            Verdict::Replace(value) => self.store_ram(addr, width, width.cut(value)),
+            Verdict::Drop => {}
+        }
+    }
+
+    /// Stores into guest memory; into tracked pages through their handlers. An element may cross a page's end.
+    pub(super) fn store(
+        &self,
+        addr: GuestAddress,
+        width: Width,
+        value: u64,
+        source: WriteSource,
+    ) -> Result<(), Pause> {
+        if addr.0 % PAGE_SIZE + width.bytes() > PAGE_SIZE {
+            return self.store_across(addr, width, value, source);
+        }
+        match self.core.pages.find(Gfn::of(addr), self.guard) {
+            Some(page) => self.write_page(&page, addr.0, width, value, source),
+            None => {
+                self.store_ram(addr.0, width, value);
+                self.tracked_meanwhile(addr, width, value, source)
+            }
+        }
+    }
+
+    /// A page that came to be tracked while we stored into it: whoever tracks it may have read it before our store, so the
+    /// write is told to its handler after all.
+    fn tracked_meanwhile(
+        &self,
+        addr: GuestAddress,
+        width: Width,
+        value: u64,
+        source: WriteSource,
+    ) -> Result<(), Pause> {
+        // SeqCst: pairs with the tracker's publishing of the route, marking and then reading of the page: either our store is
+        // in what it reads, or we see its route.
+        fence(Ordering::SeqCst);
+        match self.core.pages.find(Gfn::of(addr), self.guard) {
+            Some(page) => self.write_page(&page, addr.0, width, value, source),
+            None => Ok(()),
+        }
+    }
+
+    /// Byte by byte, as two pages have two orders. A byte whose page is parked makes the whole element start again, which
+    /// stores the same bytes once more.
+    fn store_across(
+        &self,
+        addr: GuestAddress,
+        width: Width,
+        value: u64,
+        source: WriteSource,
+    ) -> Result<(), Pause> {
+        for (at, byte) in (0..).zip(value.to_le_bytes().into_iter().take(width.size())) {
+            let Some(addr) = addr.0.checked_add(at) else {
+                break;
+            };
+            self.store(GuestAddress(addr), Width::B1, byte.into(), source)?;
+        }
+        Ok(())
+    }
+
+    /// Data of a repeated instruction; None, counted, if it is not guest memory.
+    pub(super) fn load(&self, addr: GuestAddress, width: Width) -> Option<u64> {
+        let value = self.ram.load(addr, width).ok();
+        if value.is_none() {
+            self.counters.data_faults.bump();
+        }
+        value
+    }
+
+    fn store_ram(&self, addr: u64, width: Width, value: u64) {
+        if self.ram.store(GuestAddress(addr), width, value).is_err() {
+            self.counters.data_faults.bump();
+        }
+    }
+
+    /// Runs a handler; None if it panicked.
+    fn call<T>(&self, page: bool, handler: impl FnOnce() -> T) -> Option<T> {
+        let _scope = Scope::enter(page);
+        // A handler that panicked may have left its own state half-changed; that is its own affair, as with a poisoned lock
+        // whose holder goes on. The framework's state is not in reach of the closure.
+        catch_unwind(AssertUnwindSafe(handler)).ok()
+    }
+
+    fn unclaimed_read(&self, place: Place, width: Width) -> u64 {
+        self.counters.unclaimed.bump();
+        if self.core.log_limit.allow() {
+            tracing::debug!(domid = %self.core.hv.domid(), vcpu = %self.vcpu, ?place, ?width, "read of no route");
+        }
+        width.all_ones()
+    }
+
+    /// A write that no route takes: one to guest memory is the last of a page that is not tracked any more, and is the guest's
+    /// own; others are dropped.
+    fn unclaimed_write(&self, place: Place, width: Width, value: u64) {
+        if let Place::Mmio(addr) = place
+            && self.ram.store(GuestAddress(addr), width, value).is_ok()
+        {
+            self.counters.stale_writes.bump();
+            return;
+        }
+        self.counters.unclaimed.bump();
+        if self.core.log_limit.allow() {
+            tracing::debug!(domid = %self.core.hv.domid(), vcpu = %self.vcpu, ?place, ?width, "write to no route");
+        }
+    }
+
+    fn refused(&self, route: &Route, counters: Option<&RouteCounters>, why: &str, access: Access) {
+        self.counters.refused.bump();
+        if let Some(counters) = counters {
+            counters.refused.bump();
+        }
+        if self.core.log_limit.allow() {
+            tracing::debug!(domid = %self.core.hv.domid(), vcpu = %self.vcpu, route = %route.name, ?access, why, "refused");
+        }
+    }
+
+    fn panicked(&self, name: &str, counters: Option<&RouteCounters>) {
+        self.counters.panics.bump();
+        if let Some(counters) = counters {
+            counters.panics.bump();
+        }
+        if self.core.log_limit.allow() {
+            tracing::error!(domid = %self.core.hv.domid(), vcpu = %self.vcpu, handler = name, "a handler panicked");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The control side's background work: unmarking, the domain's life, overdue completions. Done by a thread of its own beside
+//! workers, or in between by whoever serves the groups itself.
+
+use std::sync::{Condvar, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::core::Core;
+use super::exit::Exit;
+use crate::claim::Step;
+use crate::hypervisor::{DomainState, Hypervisor};
+use crate::sync::atomic::{AtomicBool, Ordering};
+
+/// Between two looks at the domain's state, at overdue completions and at pages that would not come to rest.
+pub(super) const TICK: Duration = Duration::from_millis(100);
+/// Between two steps while slots drain.
+const DRAIN: Duration = Duration::from_micros(50);
+
+/// Wakes the control thread.
+#[derive(Debug, Default)]
+pub(super) struct ControlSignal {
+    work: std::sync::Mutex<bool>,
+    changed: Condvar,
+    /// There is no control thread: whoever serves does its work.
+    inline: AtomicBool,
+}
+
+impl ControlSignal {
+    pub(super) fn wake(&self) {
+        *self.work.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_one();
+    }
+
+    fn wait(&self, longest: Duration) {
+        let work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = self
+            .changed
+            .wait_timeout_while(work, longest, |work| !*work);
+        *result.unwrap_or_else(PoisonError::into_inner).0 = false;
+    }
+
+    pub(super) fn set_inline(&self, inline: bool) {
+        // Relaxed: a hint; a waker written for nothing does no harm.
+        self.inline.store(inline, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_inline(&self) -> bool {
+        // Relaxed: see `set_inline`.
+        self.inline.load(Ordering::Relaxed)
+    }
+}
+
+impl<H: Hypervisor> Core<H> {
+    /// The control thread: runs until `stop` is set, or the domain ends.
+    pub(super) fn control_loop(&self, stop: &AtomicBool) -> Option<Exit> {
+        let mut ticked = Instant::now();
+        // Acquire: pairs with the Release store of whoever stops the workers.
+        while !stop.load(Ordering::Acquire) {
+            match self.step_unmark() {
+                Step::Idle => self.control.wait(TICK.saturating_sub(ticked.elapsed())),
+                Step::Progress => {}
+                Step::Waiting => std::thread::sleep(DRAIN),
+            }
+            if ticked.elapsed() >= TICK {
+                ticked = Instant::now();
+                if let Some(exit) = self.tick() {
+                    return Some(exit);
+                }
+            }
+        }
+        None
+    }
+
+    /// What is done every [`TICK`]: the domain's end is told.
+    pub(super) fn tick(&self) -> Option<Exit> {
+        self.ledger().unmarker.retry_stubborn();
+        match self.hv.domain_state() {
+            Ok(DomainState::Running) => None,
+            Ok(DomainState::Shutdown(reason)) => Some(Exit::Shutdown(reason)),
+            Ok(DomainState::Gone) => Some(Exit::DomainGone),
+            Err(err) => {
+                tracing::warn!(%err, "the domain's state cannot be told");
+                None
+            }
+        }
+    }
+
+    /// A few steps of background work by a thread that serves.
+    pub(super) fn inline_work(&self, ticked: &mut Instant) -> (Step, Option<Exit>) {
+        let step = self.step_unmark();
+        let mut exit = None;
+        if ticked.elapsed() >= TICK {
+            *ticked = Instant::now();
+            exit = self.tick();
+        }
+        (step, exit)
+    }
+}

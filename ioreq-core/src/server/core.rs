@@ -1,0 +1,426 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What the parts of one server share: the hypervisor handle, the shared pages, the routes, the claim's ledger.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, PoisonError, TryLockError, Weak};
+use std::time::{Duration, Instant};
+
+use crossbeam::utils::Backoff;
+use vm_memory::GuestAddress;
+
+use super::bus::{Bus, Pause};
+use super::carry::Carry;
+use super::control::ControlSignal;
+use super::group::Group;
+use super::log_limit::LogLimit;
+use super::waker::Waker;
+use crate::abi::{IOREQ_TYPE_COPY, STATE_IOREQ_INPROCESS, STATE_IOREQ_READY, STATE_IORESP_READY};
+use crate::claim::{Ledger, Look, Step, UnmarkReport};
+use crate::dispatch::{Counted, Dispatcher, Grace, PageMap, PageRoute, ReadGuard, TrackerShared};
+use crate::error::{Error, ErrorKind, Op};
+use crate::handler::Verdict;
+use crate::handler::scope::Scope;
+use crate::hypervisor::Hypervisor;
+use crate::ids::{Gfn, ServerId, VcpuId};
+use crate::memory::GuestRam;
+use crate::request::{BufferedRequest, Kind};
+use crate::ring::{BufferedRing, RingAnomaly};
+use crate::slot::Slots;
+use crate::stats::{PerWorker, RouteStats, ServerStats, WorkerCounters};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard, pause};
+
+/// Told how many seconds the guest's clock is off the host's.
+pub(super) type ClockListener = Arc<dyn Fn(i64) + Send + Sync>;
+
+/// Ring entries served in one go.
+const RING_BUDGET: u32 = 511;
+
+/// Per-vCPU state that other threads look at, on a cache line of its own.
+#[derive(Debug, Default)]
+pub(crate) struct VcpuState {
+    /// The vCPU's request is held back because its page is being unmarked.
+    pub(super) parked: AtomicBool,
+}
+
+/// One server. Destroyed when the last owner lets go: the user's [`IoreqServer`](super::IoreqServer), running workers, a
+/// subscriber, a claim.
+pub(crate) struct Core<H: Hypervisor> {
+    pub(crate) hv: Arc<H>,
+    pub(crate) id: ServerId,
+    pub(crate) pages: PageMap<PageRoute>,
+    pub(super) routes: Dispatcher,
+    pub(super) grace: Arc<Grace>,
+    pub(super) slots: Arc<Slots>,
+    pub(super) ring: Option<BufferedRing>,
+    pub(super) vcpus: PerWorker<VcpuState>,
+    pub(super) counters: Arc<PerWorker<WorkerCounters>>,
+    /// The last counter slot of every array: for devices' DMA and other threads that are no workers, under [`Self::outside`].
+    pub(super) outside: Mutex<()>,
+    pub(super) groups: Box<[Mutex<Group<H>>]>,
+    pub(super) wakers: Box<[Arc<Waker>]>,
+    pub(super) control: ControlSignal,
+    /// Counts INVALIDATE requests; workers whose number is older fetch the guest's memory anew.
+    pub(super) memory_epoch: AtomicU64,
+    pub(super) log_limit: LogLimit,
+    pub(super) clock: Mutex<Option<ClockListener>>,
+    ledger: Mutex<Ledger>,
+    trackers: Mutex<Vec<Weak<TrackerShared>>>,
+}
+
+impl<H: Hypervisor> Core<H> {
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the parts are made by the builder, in the safe order"
+    )]
+    pub(super) fn new(
+        hv: Arc<H>,
+        id: ServerId,
+        pages: PageMap<PageRoute>,
+        routes: Dispatcher,
+        grace: Arc<Grace>,
+        slots: Arc<Slots>,
+        ring: Option<BufferedRing>,
+        counters: Arc<PerWorker<WorkerCounters>>,
+        groups: Vec<Group<H>>,
+        wakers: Vec<Arc<Waker>>,
+    ) -> Self {
+        let vcpus = PerWorker::new(slots.vcpus() as usize);
+        Core {
+            hv,
+            id,
+            pages,
+            routes,
+            grace,
+            slots,
+            ring,
+            vcpus,
+            counters,
+            outside: Mutex::new(()),
+            groups: groups.into_iter().map(Mutex::new).collect(),
+            wakers: wakers.into(),
+            control: ControlSignal::default(),
+            memory_epoch: AtomicU64::new(0),
+            log_limit: LogLimit::new(),
+            clock: Mutex::new(None),
+            ledger: Mutex::new(Ledger::default()),
+            trackers: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// An error of this server.
+    pub(crate) fn error(&self, op: Op, kind: ErrorKind) -> Error {
+        Error::new(op, kind).domain(self.hv.domid()).server(self.id)
+    }
+
+    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Slots of per-worker counter arrays: the workers, and one for everybody else.
+    pub(crate) fn worker_slots(&self) -> usize {
+        self.groups.len() + 1
+    }
+
+    pub(crate) fn register_tracker(&self, tracker: &Arc<TrackerShared>) {
+        let mut trackers = self.trackers.lock().unwrap_or_else(PoisonError::into_inner);
+        trackers.retain(|old| old.strong_count() > 0);
+        trackers.push(Arc::downgrade(tracker));
+    }
+
+    /// Every live tracker's name and statistics.
+    pub(super) fn tracker_stats(&self) -> Vec<(Arc<str>, RouteStats)> {
+        let trackers = self.trackers.lock().unwrap_or_else(PoisonError::into_inner);
+        let live = trackers.iter().filter_map(Weak::upgrade);
+        live.map(|tracker| {
+            (
+                Arc::clone(&tracker.name),
+                RouteStats::sum(&tracker.counters),
+            )
+        })
+        .collect()
+    }
+
+    pub(super) fn stats(&self) -> ServerStats {
+        ServerStats::sum(&self.counters)
+    }
+
+    /// What every slot says about writes to pages, for the unmark protocol. The slots are looked at, not taken: a guest that
+    /// rewrites its slot meanwhile misleads the protocol about its own pages only.
+    pub(crate) fn look(&self, seen: &mut dyn FnMut(Look)) {
+        for (vcpu, slot) in self.vcpus.iter().zip(self.slots.iter()) {
+            let view = slot.peek();
+            if view.kind != IOREQ_TYPE_COPY || view.is_read || view.data_is_ptr {
+                continue;
+            }
+            let gfn = Gfn::of(GuestAddress(view.addr));
+            // Acquire: pairs with the worker's Release store of the flag, so that it was set after its request was taken.
+            let parked = || vcpu.parked.load(Ordering::Acquire);
+            seen(match view.state {
+                STATE_IOREQ_READY => Look::Waiting(gfn),
+                STATE_IOREQ_INPROCESS if parked() => Look::Waiting(gfn),
+                STATE_IOREQ_INPROCESS => Look::Serving(gfn),
+                STATE_IORESP_READY => Look::Answered(gfn),
+                _ => continue,
+            });
+        }
+    }
+
+    /// Parked requests may be served again: wakes the groups that hold some.
+    pub(crate) fn wake_parked(&self) {
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            // Acquire: as in `look`.
+            if vcpu.parked.load(Ordering::Acquire)
+                && let Some(waker) = self.wakers.get(index % self.wakers.len().max(1))
+            {
+                waker.wake();
+            }
+        }
+    }
+
+    /// There is something for the control side to do.
+    pub(crate) fn wake_control(&self) {
+        self.control.wake();
+        if self.control.is_inline()
+            && let Some(waker) = self.wakers.first()
+        {
+            waker.wake();
+        }
+    }
+
+    /// One step of the unmark protocol.
+    pub(super) fn step_unmark(&self) -> Step {
+        let step = self.ledger().step(self);
+        // Outside the ledger's lock: a handler that is freed here may untrack pages when dropped.
+        self.grace.collect();
+        step
+    }
+
+    pub(crate) fn unmark_report(&self) -> UnmarkReport {
+        let ledger = self.ledger();
+        UnmarkReport {
+            unmarked: ledger.unmarker.unmarked(),
+            deferred: ledger.unmarker.stubborn().to_vec(),
+        }
+    }
+
+    /// Steps the unmark protocol until nothing is queued, at most for `bound`. Serves the groups that nobody serves, because
+    /// the protocol waits for requests to be answered.
+    pub(crate) fn settle(&self, bound: Duration) -> UnmarkReport {
+        let started = Instant::now();
+        self.ledger().unmarker.retry_stubborn();
+        loop {
+            match self.step_unmark() {
+                Step::Idle => break,
+                Step::Progress => {
+                    self.serve_unserved();
+                }
+                Step::Waiting => {
+                    self.serve_unserved();
+                    std::thread::sleep(Duration::from_micros(20));
+                }
+            }
+            if started.elapsed() > bound {
+                break;
+            }
+        }
+        self.unmark_report()
+    }
+
+    /// One pass over the groups that no worker is serving.
+    pub(super) fn serve_unserved(&self) -> usize {
+        let mut served = 0;
+        for group in &self.groups {
+            if let Some(mut group) = unserved(group) {
+                served += group.pass(self);
+            }
+        }
+        served
+    }
+
+    /// Unmarks everything, then gives the type up.
+    pub(crate) fn finish_claim(&self, bound: Duration) {
+        let leaving = Counted::new(PageRoute {
+            handler: None,
+            fallback: Verdict::Apply,
+            tracker: Arc::new(TrackerShared {
+                name: "dropped claim".into(),
+                counters: PerWorker::new(self.worker_slots()),
+            }),
+        });
+        self.ledger().untrack_all(self, &leaving);
+        let report = self.settle(bound);
+        let left: u64 = self.pages.len();
+        if left > 0 {
+            tracing::error!(
+                domid = %self.hv.domid(), server = %self.id, pages = left, ranges = ?report.deferred.len(),
+                "giving the memory type up with pages outstanding: the guest never stopped writing them"
+            );
+        }
+        let result = self.ledger().disclaim(self);
+        match result {
+            Ok(()) => {}
+            Err(err) if err.kind() == ErrorKind::DomainGone => {}
+            Err(err) => tracing::error!(%err, "the memory type could not be given up"),
+        }
+        self.pages.clear();
+        self.grace.collect();
+    }
+
+    /// The vCPU's next request fetches the guest's memory anew.
+    pub(super) fn memory_changed(&self) {
+        // Release: pairs with the Acquire load at the start of a pass; the mappings were dropped before.
+        self.memory_epoch.fetch_add(1, Ordering::Release);
+    }
+
+    /// The guest set its clock.
+    pub(super) fn time_offset(&self, seconds: i64) {
+        let listener = self
+            .clock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        if let Some(listener) = listener {
+            let _scope = Scope::enter(false);
+            if catch_unwind(AssertUnwindSafe(|| listener(seconds))).is_err() {
+                tracing::error!(domid = %self.hv.domid(), "the clock's listener panicked");
+            }
+        }
+    }
+
+    /// The guest's memory layout changed: mappings go before the request is answered.
+    pub(super) fn invalidate(&self) {
+        if let Err(err) = self.hv.invalidate() {
+            tracing::error!(%err, "cached mappings of guest memory could not be dropped");
+        }
+        self.memory_changed();
+    }
+
+    /// Serves what is in the buffered ring, unless it is empty. Whoever is about to serve a slot does so first: what the vCPU
+    /// posted before comes before.
+    pub(super) fn drain_ring(
+        &self,
+        ram: &dyn GuestRam,
+        guard: &ReadGuard<'_>,
+        worker: usize,
+    ) -> usize {
+        let Some(ring) = &self.ring else { return 0 };
+        let backoff = Backoff::new();
+        let mut drained = 0;
+        // Empty means handled, by whoever consumes.
+        while !ring.is_empty() {
+            let Some(mut consumer) = ring.consumer() else {
+                pause(&backoff);
+                continue;
+            };
+            let Some(counters) = self.counters.of(worker) else {
+                break;
+            };
+            let bus = Bus {
+                core: self,
+                ram,
+                guard,
+                counters,
+                worker,
+                vcpu: VcpuId(0),
+            };
+            let result = consumer.drain(RING_BUDGET, |entry| self.posted(entry, &bus));
+            drained += result.taken as usize;
+            if result.more {
+                // A guest that posts without end must not keep its own slots, or other groups, waiting.
+                break;
+            }
+        }
+        drained
+    }
+
+    /// Serves one buffered request. Nobody waits for it.
+    fn posted(&self, entry: Result<BufferedRequest, RingAnomaly>, bus: &Bus<'_, H>) {
+        let counters = bus.counters;
+        let request = match entry {
+            Ok(request) => request,
+            Err(anomaly) => {
+                counters.ring_anomalies.bump();
+                if self.log_limit.allow() {
+                    tracing::warn!(domid = %self.hv.domid(), %anomaly, "absurd buffered ring");
+                }
+                return;
+            }
+        };
+        counters.buffered.bump();
+        match request.decode().map(|request| *request.kind()) {
+            Ok(Kind::Io(io)) => {
+                // A handler that defers it may finish it whenever it likes.
+                if let Err(Pause::Deferred(pending)) = Carry::new(io).run(bus) {
+                    pending.install(Box::new(|_| ()));
+                }
+            }
+            Ok(Kind::TimeOffset { seconds }) => {
+                counters.time_offsets.bump();
+                self.time_offset(seconds);
+            }
+            Ok(Kind::InvalidateMapCache) => self.invalidate(),
+            Ok(Kind::Unknown { .. }) => counters.unknown.bump(),
+            Err(malformed) => {
+                counters.malformed.bump();
+                if self.log_limit.allow() {
+                    tracing::warn!(domid = %self.hv.domid(), %malformed, "malformed buffered request");
+                }
+            }
+        }
+    }
+
+    /// Answers all deferred requests in their completions' place.
+    pub(super) fn expire_deferred(&self) {
+        for group in &self.groups {
+            if let Some(mut group) = unserved(group) {
+                group.expire_deferred(self);
+            }
+        }
+    }
+
+    /// Makes every worker and the control thread look up.
+    pub(super) fn wake_all(&self) {
+        for waker in &self.wakers {
+            waker.wake();
+        }
+        self.control.wake();
+    }
+}
+
+/// The group, if nobody is serving it. A group whose worker died of a defect goes on being served.
+pub(super) fn unserved<H: Hypervisor>(group: &Mutex<Group<H>>) -> Option<MutexGuard<'_, Group<H>>> {
+    match group.try_lock() {
+        Ok(group) => Some(group),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
+impl<H: Hypervisor> Drop for Core<H> {
+    fn drop(&mut self) {
+        for group in &mut self.groups {
+            group
+                .get_mut()
+                .unwrap_or_else(PoisonError::into_inner)
+                .close();
+        }
+        // The claim holds the core, so it is gone by now, and its pages with it.
+        match self.hv.destroy_server(self.id) {
+            Ok(()) => {}
+            Err(err) if matches!(err.kind(), ErrorKind::DomainGone | ErrorKind::TakenOver) => {}
+            Err(err) => tracing::warn!(%err, "the server could not be destroyed"),
+        }
+    }
+}
+
+impl<H: Hypervisor> std::fmt::Debug for Core<H> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core")
+            .field("domid", &self.hv.domid())
+            .field("id", &self.id)
+            .field("pages", &self.pages.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A service group: the vCPUs that one worker serves, with their event channels.
+//!
+//! Whoever serves a group holds its lock: a worker thread for as long as it runs, an event loop or a polling caller for one
+//! pass. So there is one server of a slot at a time.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use crossbeam::queue::SegQueue;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::builder::Builder;
+use super::carry::Carry;
+use super::core::Core;
+use super::exit::Exit;
+use super::polling::{Polling, Spin};
+use super::run::Stop;
+use super::service::Service;
+use super::waker::Waker;
+use crate::dispatch::Reader;
+use crate::error::{Error, ErrorKind, Op, Result};
+use crate::handler::{Pending, Reply};
+use crate::hypervisor::{EventChannels, Hypervisor};
+use crate::ids::{EvtchnPort, LocalPort, VcpuId};
+use crate::slot::Taken;
+use crate::stats::{PerWorker, WorkerCounters};
+use crate::sync::atomic::Ordering;
+
+/// A request that could not be finished at once.
+pub(super) struct Suspended {
+    pub(super) taken: Taken<'static>,
+    pub(super) carry: Carry,
+    /// The page it writes is being unmarked; otherwise a handler's reply is awaited.
+    pub(super) parked: bool,
+}
+
+/// One vCPU of a group.
+pub(super) struct Member {
+    pub(super) vcpu: VcpuId,
+    pub(super) port: LocalPort,
+    pub(super) suspended: Option<Suspended>,
+    /// The deferral that its request waits for.
+    pub(super) pending: Option<Arc<Pending>>,
+    /// That deferral's overrun has been told.
+    pub(super) overrun_told: bool,
+}
+
+impl Member {
+    /// Whether this side still holds the duty to answer the slot's request. What a guest then writes into its slot is ignored.
+    pub(super) fn is_held(&self) -> bool {
+        self.suspended.is_some()
+            || self
+                .pending
+                .as_ref()
+                .is_some_and(|pending| pending.is_waiting())
+    }
+}
+
+/// A reply for a suspended request, on its way from the completing thread to the group.
+pub(super) struct Posted {
+    pub(super) member: usize,
+    pub(super) reply: Option<Reply>,
+}
+
+/// The event-channel side of a group, while the builder binds ports.
+pub(super) struct GroupParts<E> {
+    index: usize,
+    events: E,
+    waker: Arc<Waker>,
+    members: Vec<Member>,
+    ring_port: Option<LocalPort>,
+}
+
+impl<E: EventChannels> GroupParts<E> {
+    pub(super) fn new(index: usize, events: E, waker: Arc<Waker>) -> Self {
+        GroupParts {
+            index,
+            events,
+            waker,
+            members: Vec::new(),
+            ring_port: None,
+        }
+    }
+
+    pub(super) fn bind(&mut self, vcpu: VcpuId, port: EvtchnPort) -> Result<()> {
+        let port = self.events.bind(port)?;
+        let (suspended, pending) = (None, None);
+        self.members.push(Member {
+            vcpu,
+            port,
+            suspended,
+            pending,
+            overrun_told: false,
+        });
+        Ok(())
+    }
+
+    pub(super) fn bind_ring(&mut self, port: EvtchnPort) -> Result<()> {
+        self.ring_port = Some(self.events.bind(port)?);
+        Ok(())
+    }
+}
+
+/// See the module.
+pub(crate) struct Group<H: Hypervisor> {
+    reader: Reader,
+    service: Service<H>,
+    epoll: Epoll,
+    /// Ports that fired and stay masked while we look at the slots ourselves.
+    masked: Vec<LocalPort>,
+    /// Room for the ports of one look at the event channels.
+    fired: Box<[LocalPort]>,
+    ring_port: Option<LocalPort>,
+    waker: Arc<Waker>,
+    polling: Polling,
+}
+
+impl<H: Hypervisor> Group<H> {
+    pub(super) fn new(
+        parts: GroupParts<H::Events>,
+        memory: Arc<H::Memory>,
+        reader: Reader,
+        counters: &Arc<PerWorker<WorkerCounters>>,
+        options: &Builder<H>,
+    ) -> Result<Self> {
+        let GroupParts {
+            index,
+            events,
+            waker,
+            members,
+            ring_port,
+        } = parts;
+        let io = |err: std::io::Error| Error::from_io(Op::Serve, &err);
+        let epoll = Epoll::new().map_err(io)?;
+        for fd in [events.as_raw_fd(), waker.as_raw_fd()] {
+            let data = u64::try_from(fd).unwrap_or_default();
+            epoll
+                .ctl(
+                    ControlOperation::Add,
+                    fd,
+                    EpollEvent::new(EventSet::IN, data),
+                )
+                .map_err(io)?;
+        }
+        let ports = members.len() + 1;
+        let service = Service {
+            index,
+            members,
+            events: Arc::new(events),
+            memory,
+            memory_epoch: 0,
+            counters: Arc::clone(counters),
+            replies: Arc::new(SegQueue::new()),
+            waker: Arc::clone(&waker),
+            suspended: 0,
+            sample_every: options.sample_every(),
+            until_sample: 0,
+        };
+        Ok(Group {
+            reader,
+            service,
+            epoll,
+            masked: Vec::with_capacity(ports),
+            fired: vec![LocalPort(0); ports.max(8)].into(),
+            ring_port,
+            waker,
+            polling: options.polling_policy(),
+        })
+    }
+
+    /// One look at everything the group serves. Returns the number of requests served.
+    pub(super) fn pass(&mut self, core: &Core<H>) -> usize {
+        self.waker.take();
+        let mut guard = self.reader.enter();
+        self.service.pass(core, &mut guard)
+    }
+
+    /// The descriptor that is readable when an event came.
+    pub(super) fn event_fd(&self) -> i32 {
+        self.service.events.as_raw_fd()
+    }
+
+    /// Takes the events that came; their ports stay masked.
+    pub(super) fn take_events(&mut self) -> Result<(), Exit> {
+        self.waker.drain();
+        loop {
+            match self.service.events.pending(&mut self.fired) {
+                Ok(0) => return Ok(()),
+                Ok(count) => {
+                    for port in self.fired.iter().take(count) {
+                        if !self.masked.contains(port) {
+                            self.masked.push(*port);
+                        }
+                    }
+                    if count < self.fired.len() {
+                        return Ok(());
+                    }
+                }
+                Err(err) => match err.kind() {
+                    ErrorKind::Retry => {}
+                    ErrorKind::EventOverflow => {
+                        // Events were lost: the pass that follows looks at every slot and at the ring all the same.
+                        self.service
+                            .count(|counters| counters.event_overflows.bump());
+                        self.service.events.recover().map_err(Exit::Failed)?;
+                        self.masked.clear();
+                        return Ok(());
+                    }
+                    ErrorKind::TakenOver => return Err(Exit::TakenOver),
+                    ErrorKind::DomainGone => return Err(Exit::DomainGone),
+                    _ => return Err(Exit::Failed(err)),
+                },
+            }
+        }
+    }
+
+    /// Lets the ports that fired fire again. Look at the slots once more after it.
+    pub(super) fn unmask(&mut self) {
+        if self.masked.is_empty() {
+            return;
+        }
+        if let Err(err) = self.service.events.unmask(&self.masked) {
+            tracing::warn!(%err, "event channels could not be unmasked");
+        }
+        self.masked.clear();
+    }
+
+    /// A worker's life: serve while requests come, poll for a while, sleep.
+    pub(super) fn work(&mut self, core: &Core<H>, stop: &Stop) -> Option<Exit> {
+        let mut spin = Spin::new(self.polling);
+        loop {
+            {
+                let mut guard = self.reader.enter();
+                loop {
+                    if stop.is_set() {
+                        return None;
+                    }
+                    self.waker.take();
+                    if self.service.pass(core, &mut guard) > 0 {
+                        spin.served();
+                    } else if !spin.again() {
+                        break;
+                    }
+                    guard.quiesce();
+                }
+            }
+            self.unmask();
+            // A request that came before the unmask has no event to wake us.
+            if self.pass(core) > 0 {
+                continue;
+            }
+            if let Err(exit) = self.sleep(core) {
+                return Some(exit);
+            }
+            spin.woken();
+        }
+    }
+
+    /// Waits for an event or a wake-up, off line: a sleeping worker delays nobody.
+    fn sleep(&mut self, core: &Core<H>) -> Result<(), Exit> {
+        self.service.count(|counters| counters.sleeps.bump());
+        let mut ready = [EpollEvent::default(); 2];
+        let timeout = self.service.patience();
+        match self.epoll.wait(timeout, &mut ready) {
+            Ok(_) => {}
+            Err(err) if err.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(err) => {
+                let err = Error::from_io(Op::Serve, &err)
+                    .domain(core.hv.domid())
+                    .server(core.id);
+                return Err(Exit::Failed(err));
+            }
+        }
+        self.service.report_overruns(core);
+        self.take_events()
+    }
+
+    /// Answers deferred requests in their completions' place.
+    pub(super) fn expire_deferred(&mut self, core: &Core<H>) {
+        for member in &self.service.members {
+            if let Some(pending) = &member.pending {
+                pending.expire();
+            }
+        }
+        self.pass(core);
+    }
+
+    /// The server ends: every request that is still suspended is answered by its guard, and its vCPU notified.
+    pub(super) fn close(&mut self) {
+        self.service.close();
+        let ports = self
+            .service
+            .members
+            .iter()
+            .map(|member| member.port)
+            .chain(self.ring_port);
+        for port in ports {
+            if let Err(err) = self.service.events.unbind(port) {
+                tracing::debug!(%err, "an event channel could not be unbound");
+            }
+        }
+    }
+}
+
+/// For the vCPU's flag that its request is held back.
+pub(super) fn set_parked<H: Hypervisor>(core: &Core<H>, vcpu: VcpuId, parked: bool) {
+    if let Some(state) = core.vcpus.of(vcpu.0 as usize) {
+        // Release: pairs with the Acquire load in `Core::look`, which then knows that the request was taken before.
+        state.parked.store(parked, Ordering::Release);
+    }
+}

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The server: from a request in a vCPU's slot to its answer.
+//!
+//! [`IoreqServer::builder`] sets a server up in the one order that is safe with Xen. Handlers are added for ranges, a
+//! [`MemTypeClaim`](crate::claim::MemTypeClaim) for tracked pages. Then requests are served in one of three ways:
+//! [`IoreqServer::start`] makes worker threads, [`IoreqServer::subscriber`] serves in a user's own `event-manager`
+//! EventManager, [`IoreqServer::poll`] serves what is there in the calling thread.
+
+mod builder;
+mod bus;
+mod carry;
+mod control;
+mod core;
+mod dma;
+mod exit;
+mod group;
+mod ioreq_server;
+mod log_limit;
+mod polling;
+mod routing;
+mod run;
+mod service;
+mod subscriber;
+mod waker;
+
+pub use builder::{Builder, Workers};
+pub use dma::{Dma, DmaError};
+pub use exit::Exit;
+pub use ioreq_server::{Control, DestroyError, IoreqServer};
+pub use polling::Polling;
+pub use run::Running;
+pub use subscriber::{Budget, Subscriber, SubscriberExit};
+
+pub(crate) use core::Core;

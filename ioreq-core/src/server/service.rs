@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A request's way: taken from its slot, decoded, carried out, answered, notified.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam::queue::SegQueue;
+
+use super::bus::{Bus, Pause};
+use super::carry::Carry;
+use super::core::Core;
+use super::group::{Member, Posted, Suspended, set_parked};
+use super::waker::Waker;
+use crate::abi::STATE_IOREQ_READY;
+use crate::audit;
+use crate::dispatch::ReadGuard;
+use crate::handler::{Pending, Reply};
+use crate::hypervisor::{EventChannels, Hypervisor};
+use crate::ids::LocalPort;
+use crate::request::{Io, Kind, Target, decode};
+use crate::slot::{Answered, Taken};
+use crate::stats::{PerWorker, WorkerCounters};
+use crate::sync::atomic::Ordering;
+
+/// Milliseconds between two looks of a sleeping worker with deferred requests at how overdue they are.
+const OVERRUN_TICK: i32 = 100;
+/// Milliseconds between two tries of a parked request, should its wake-up have come too early.
+const PARKED_TICK: i32 = 1;
+
+/// Counts an access by its kind; writes to tracked pages are counted where they are found to be ones, too.
+pub(super) fn count(io: &Io, counters: &WorkerCounters) {
+    match (io.target(), io.is_read()) {
+        (Target::Port(_), true) => counters.port_reads.bump(),
+        (Target::Port(_), false) => counters.port_writes.bump(),
+        (Target::Mmio(_), true) => counters.mmio_reads.bump(),
+        (Target::Mmio(_), false) => counters.mmio_writes.bump(),
+        (Target::Pci { .. }, true) => counters.pci_reads.bump(),
+        (Target::Pci { .. }, false) => counters.pci_writes.bump(),
+    }
+}
+
+/// What serves a group's slots.
+pub(super) struct Service<H: Hypervisor> {
+    pub(super) index: usize,
+    pub(super) members: Vec<Member>,
+    pub(super) events: Arc<H::Events>,
+    pub(super) memory: Arc<H::Memory>,
+    pub(super) memory_epoch: u64,
+    pub(super) counters: Arc<PerWorker<WorkerCounters>>,
+    pub(super) replies: Arc<SegQueue<Posted>>,
+    pub(super) waker: Arc<Waker>,
+    /// Members with a suspended request or an awaited reply.
+    pub(super) suspended: usize,
+    pub(super) sample_every: u32,
+    pub(super) until_sample: u32,
+}
+
+impl<H: Hypervisor> Service<H> {
+    /// One look at the ring, every slot, and the requests that were held back.
+    pub(super) fn pass(&mut self, core: &Core<H>, guard: &mut ReadGuard<'_>) -> usize {
+        // Acquire: pairs with the Release in `Core::memory_changed`.
+        let epoch = core.memory_epoch.load(Ordering::Acquire);
+        if epoch != self.memory_epoch {
+            self.memory = core.hv.memory();
+            self.memory_epoch = epoch;
+        }
+        let mut served = 0;
+        for at in 0..self.members.len() {
+            let Some(member) = self.members.get_mut(at) else {
+                continue;
+            };
+            let Some(slot) = core.slots.get(member.vcpu) else {
+                continue;
+            };
+            if slot.state() != STATE_IOREQ_READY || member.is_held() {
+                continue;
+            }
+            if member.pending.take().is_some() {
+                self.suspended -= 1;
+            }
+            let Some(taken) = slot.take() else { continue };
+            audit::open();
+            // Before the slot: what the guest did before it is in the ring, and comes first.
+            served += 1 + core.drain_ring(&*self.memory, guard, self.index);
+            self.serve(core, guard, at, taken);
+            audit::close();
+            guard.quiesce();
+        }
+        served += core.drain_ring(&*self.memory, guard, self.index);
+        if self.suspended > 0 {
+            served += self.resume(core, guard);
+        }
+        served
+    }
+
+    fn serve(&mut self, core: &Core<H>, guard: &ReadGuard<'_>, at: usize, taken: Taken<'_>) {
+        let started = self.sample();
+        let Some(member) = self.members.get(at) else {
+            return;
+        };
+        let (vcpu, port) = (member.vcpu, member.port);
+        let Some(counters) = self.counters.of(self.index) else {
+            return;
+        };
+        let request = match decode(taken.raw(), vcpu) {
+            Ok(request) => request,
+            Err(malformed) => {
+                counters.malformed.bump();
+                if core.log_limit.allow() {
+                    tracing::warn!(domid = %core.hv.domid(), %vcpu, %malformed, "malformed request");
+                }
+                // Answered by its guard, as nobody's.
+                drop(taken);
+                self.notify(core, port);
+                return;
+            }
+        };
+        let data = match *request.kind() {
+            Kind::Io(io) => {
+                count(&io, counters);
+                let bus = Bus {
+                    core,
+                    ram: &*self.memory,
+                    guard,
+                    counters,
+                    worker: self.index,
+                    vcpu,
+                };
+                let mut carry = Carry::new(io);
+                if let Err(pause) = carry.run(&bus) {
+                    self.suspend(core, at, taken.into_owned(), carry, pause);
+                    return;
+                }
+                carry.answer()
+            }
+            Kind::TimeOffset { seconds } => {
+                counters.time_offsets.bump();
+                core.time_offset(seconds);
+                None
+            }
+            Kind::InvalidateMapCache => {
+                counters.invalidates.bump();
+                core.invalidate();
+                None
+            }
+            Kind::Unknown { .. } => {
+                counters.unknown.bump();
+                drop(taken);
+                self.notify(core, port);
+                return;
+            }
+        };
+        let answered = taken.answer(data);
+        if let Some(started) = started {
+            counters.latency.record(started.elapsed());
+        }
+        self.finish(core, port, answered);
+    }
+
+    /// When the request is one of those whose latency is measured.
+    fn sample(&mut self) -> Option<Instant> {
+        if self.sample_every == 0 {
+            return None;
+        }
+        if self.until_sample > 1 {
+            self.until_sample -= 1;
+            return None;
+        }
+        self.until_sample = self.sample_every;
+        Some(Instant::now())
+    }
+
+    fn suspend(
+        &mut self,
+        core: &Core<H>,
+        at: usize,
+        taken: Taken<'static>,
+        carry: Carry,
+        pause: Pause,
+    ) {
+        let Some(member) = self.members.get_mut(at) else {
+            return;
+        };
+        if member.suspended.is_none() && member.pending.is_none() {
+            self.suspended += 1;
+        }
+        match pause {
+            Pause::Parked => {
+                member.suspended = Some(Suspended {
+                    taken,
+                    carry,
+                    parked: true,
+                });
+                set_parked(core, member.vcpu, true);
+                if let Some(counters) = self.counters.of(self.index) {
+                    counters.parked.bump();
+                }
+            }
+            Pause::Deferred(pending) => {
+                if let Some(counters) = self.counters.of(self.index) {
+                    counters.deferred.bump();
+                }
+                member.pending = Some(Arc::clone(&pending));
+                member.overrun_told = false;
+                if let Some(width) = carry.is_plain() {
+                    // Nothing is left to do but to answer: the completing thread does it itself.
+                    let (events, port) = (Arc::clone(&self.events), member.port);
+                    let read = taken.raw().is_read();
+                    pending.install(Box::new(move |reply| {
+                        let value = match reply {
+                            Some(Reply::Value(value)) => width.cut(value),
+                            _ => width.all_ones(),
+                        };
+                        let _notified_below = taken.answer(read.then_some(value));
+                        if let Err(err) = events.notify(port) {
+                            tracing::warn!(%err, "a deferred answer could not be notified");
+                        }
+                    }));
+                } else {
+                    member.suspended = Some(Suspended {
+                        taken,
+                        carry,
+                        parked: false,
+                    });
+                    let (replies, waker) = (Arc::clone(&self.replies), Arc::clone(&self.waker));
+                    pending.install(Box::new(move |reply| {
+                        replies.push(Posted { member: at, reply });
+                        waker.wake();
+                    }));
+                }
+            }
+        }
+    }
+
+    /// Goes on with requests that were held back.
+    fn resume(&mut self, core: &Core<H>, guard: &ReadGuard<'_>) -> usize {
+        let mut resumed = 0;
+        while let Some(Posted { member, reply }) = self.replies.pop() {
+            let Some(waiting) = self.members.get_mut(member) else {
+                continue;
+            };
+            waiting.pending = None;
+            if let Some(mut suspended) = waiting.suspended.take() {
+                self.suspended -= 1;
+                suspended.carry.accept(reply);
+                self.go_on(core, guard, member, suspended);
+                resumed += 1;
+            }
+        }
+        for at in 0..self.members.len() {
+            let Some(member) = self.members.get_mut(at) else {
+                continue;
+            };
+            if member
+                .suspended
+                .as_ref()
+                .is_some_and(|suspended| suspended.parked)
+            {
+                let page = member
+                    .suspended
+                    .as_ref()
+                    .and_then(|suspended| suspended.carry.page());
+                if page.is_some_and(|gfn| core.pages.is_parked(gfn, guard)) {
+                    continue;
+                }
+                if let Some(suspended) = member.suspended.take() {
+                    self.suspended -= 1;
+                    set_parked(core, member.vcpu, false);
+                    self.go_on(core, guard, at, suspended);
+                    resumed += 1;
+                }
+            } else if member.suspended.is_none()
+                && member
+                    .pending
+                    .as_ref()
+                    .is_some_and(|pending| !pending.is_waiting())
+            {
+                member.pending = None;
+                self.suspended -= 1;
+            }
+        }
+        resumed
+    }
+
+    fn go_on(&mut self, core: &Core<H>, guard: &ReadGuard<'_>, at: usize, suspended: Suspended) {
+        let Suspended {
+            taken, mut carry, ..
+        } = suspended;
+        let Some(member) = self.members.get(at) else {
+            return;
+        };
+        let (vcpu, port) = (member.vcpu, member.port);
+        let Some(counters) = self.counters.of(self.index) else {
+            return;
+        };
+        let bus = Bus {
+            core,
+            ram: &*self.memory,
+            guard,
+            counters,
+            worker: self.index,
+            vcpu,
+        };
+        match carry.run(&bus) {
+            Ok(()) => {
+                let answered = taken.answer(carry.answer());
+                self.finish(core, port, answered);
+            }
+            Err(pause) => self.suspend(core, at, taken, carry, pause),
+        }
+    }
+
+    /// The last step: wakes the vCPU whose request was answered.
+    fn finish(&self, core: &Core<H>, port: LocalPort, _answered: Answered) {
+        self.notify(core, port);
+    }
+
+    fn notify(&self, core: &Core<H>, port: LocalPort) {
+        let result = self.events.notify(port);
+        self.count(|counters| match &result {
+            Ok(()) => counters.notifies.bump(),
+            Err(_) => counters.notify_errors.bump(),
+        });
+        if let Err(err) = result
+            && core.log_limit.allow()
+        {
+            tracing::warn!(%err, domid = %core.hv.domid(), "a vCPU could not be notified");
+        }
+    }
+
+    pub(super) fn count(&self, count: impl FnOnce(&WorkerCounters)) {
+        if let Some(counters) = self.counters.of(self.index) {
+            count(counters);
+        }
+    }
+
+    /// How long the worker may sleep, in milliseconds; -1 for ever.
+    pub(super) fn patience(&self) -> i32 {
+        if self.suspended == 0 {
+            return -1;
+        }
+        let parked = |member: &Member| member.suspended.as_ref().is_some_and(|s| s.parked);
+        if self.members.iter().any(parked) {
+            PARKED_TICK
+        } else {
+            OVERRUN_TICK
+        }
+    }
+
+    /// Tells of deferred requests that take longer than their handler said, once each.
+    pub(super) fn report_overruns(&mut self, core: &Core<H>) {
+        if self.suspended == 0 {
+            return;
+        }
+        let now = Instant::now();
+        for member in &mut self.members {
+            let waits = member
+                .pending
+                .as_ref()
+                .filter(|pending| pending.is_waiting());
+            if let Some(waited) = waits.and_then(|pending| pending.overdue(now))
+                && !member.overrun_told
+            {
+                member.overrun_told = true;
+                if let Some(counters) = self.counters.of(self.index) {
+                    counters.overruns.bump();
+                }
+                tracing::warn!(
+                    domid = %core.hv.domid(), vcpu = %member.vcpu, ?waited,
+                    "a deferred request is overdue; the vCPU waits"
+                );
+            }
+        }
+    }
+
+    /// Answers what is still held back, by its guards, and notifies.
+    pub(super) fn close(&mut self) {
+        for member in &mut self.members {
+            let pending: Option<Arc<Pending>> = member.pending.take();
+            if let Some(pending) = pending {
+                pending.expire();
+            }
+            if member.suspended.take().is_some()
+                && let Err(err) = self.events.notify(member.port)
+            {
+                tracing::debug!(%err, vcpu = %member.vcpu, "a vCPU could not be notified");
+            }
+        }
+    }
+}

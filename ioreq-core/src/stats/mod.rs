@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Counters and latency, kept per worker so that counting shares no cache line and needs no read-modify-write.
+
+mod counter;
+mod histogram;
+mod report;
+mod worker;
+
+pub use histogram::Latency;
+pub use report::{RouteStats, ServerStats};
+
+pub(crate) use counter::{Counter, PerWorker};
+pub(crate) use worker::{RouteCounters, WorkerCounters};
