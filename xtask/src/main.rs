@@ -1,4 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! placeholder
-fn main() {}
+//! Developer commands of the workspace: `cargo xtask …`.
+
+mod breaks;
+mod mutants;
+mod packages;
+mod run;
+mod source;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Developer commands of the ioreq workspace"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Every check: format, lints, docs, all tests, models. What CI runs.
+    Test(test::Args),
+    /// Applies each patch of tests/breaks to a copy and expects its test to fail.
+    Breaks(breaks::Args),
+    /// Mutation testing of the parts that everything rests on.
+    Mutants(mutants::Args),
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Test(args) => test::run(&args),
+        Command::Breaks(args) => breaks::run(&args),
+        Command::Mutants(args) => mutants::run(&args),
+    }
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! `cargo xtask test`: every check, one after the other; nothing is skipped in silence.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::Args as ClapArgs;
+
+use crate::run::{cargo, root, succeed};
+use crate::{breaks, packages, source};
+
+#[derive(ClapArgs)]
+pub(crate) struct Args {
+    /// Runs only these steps (see --list). What is left out is told.
+    #[arg(long, value_name = "STEP", num_args = 1..)]
+    only: Vec<String>,
+    /// Lists the steps and ends.
+    #[arg(long)]
+    list: bool,
+}
+
+type Step = (&'static str, &'static str, fn() -> Result<()>);
+
+const STEPS: &[Step] = &[
+    (
+        "packages",
+        "what the checks need of the machine is installed",
+        packages::ensure,
+    ),
+    (
+        "source",
+        "licence lines, declared unsafe, no left-overs",
+        source::check,
+    ),
+    ("format", "cargo fmt --check", format),
+    (
+        "clippy",
+        "clippy with -D warnings, in every feature set",
+        clippy,
+    ),
+    ("docs", "rustdoc with -D warnings", docs),
+    ("tests", "unit, integration and doc tests", tests),
+    ("examples", "examples build; the main job runs", examples),
+    (
+        "audit",
+        "the request path's audit: no lock, no allocation",
+        audit,
+    ),
+    ("loom", "models of the lock-free protocols", loom),
+    (
+        "breaks",
+        "every patch of tests/breaks applies",
+        breaks::check_all,
+    ),
+];
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.list {
+        for (name, what, _) in STEPS {
+            println!("{name:10} {what}");
+        }
+        return Ok(());
+    }
+    if let Some(unknown) = args
+        .only
+        .iter()
+        .find(|only| !STEPS.iter().any(|step| step.0 == **only))
+    {
+        bail!("no step named {unknown}: see --list");
+    }
+    let mut results = Vec::new();
+    for (name, what, step) in STEPS {
+        if !args.only.is_empty() && !args.only.iter().any(|only| only == name) {
+            continue;
+        }
+        println!("\n=== {name}: {what}");
+        let started = Instant::now();
+        let result = step();
+        if let Err(err) = &result {
+            println!("{err:#}");
+        }
+        results.push((*name, result.is_ok(), started.elapsed().as_secs_f32()));
+    }
+    println!("\n=== summary");
+    for (name, passed, seconds) in &results {
+        println!(
+            "{name:10} {} {seconds:7.1} s",
+            if *passed { "passed" } else { "FAILED" }
+        );
+    }
+    let left_out = STEPS.len() - results.len();
+    if left_out > 0 {
+        println!("{left_out} steps were not asked for");
+    }
+    let failed = results.iter().filter(|result| !result.1).count();
+    println!("{} passed, {failed} failed", results.len() - failed);
+    if failed > 0 {
+        bail!("{failed} of {} steps failed", results.len());
+    }
+    Ok(())
+}
+
+fn format() -> Result<()> {
+    succeed(&mut cargo(&root(), &["fmt", "--all", "--check"]))
+}
+
+/// Feature sets of the facade: each alone, none, all.
+const FEATURES: &[&[&str]] = &[
+    &["--all-features"],
+    &["-p", "ioreq", "--no-default-features"],
+    &["-p", "ioreq", "--no-default-features", "--features", "sim"],
+    &["-p", "ioreq", "--no-default-features", "--features", "xen"],
+    &[
+        "-p",
+        "ioreq",
+        "--no-default-features",
+        "--features",
+        "backends",
+    ],
+];
+
+fn clippy() -> Result<()> {
+    let all = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    succeed(&mut cargo(&root(), &all))?;
+    for set in FEATURES {
+        let targets: &[&str] = if set.contains(&"--no-default-features") {
+            &["--lib"]
+        } else {
+            &["--workspace", "--all-targets"]
+        };
+        let args = [&["clippy"], *set, targets, &["--", "-D", "warnings"]].concat();
+        succeed(&mut cargo(&root(), &args))?;
+    }
+    Ok(())
+}
+
+fn docs() -> Result<()> {
+    let mut doc = cargo(
+        &root(),
+        &["doc", "--workspace", "--no-deps", "--all-features"],
+    );
+    succeed(doc.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+fn tests() -> Result<()> {
+    succeed(&mut cargo(&root(), &["test", "--workspace"]))
+}
+
+fn examples() -> Result<()> {
+    let job = [
+        "run",
+        "--release",
+        "--example",
+        "vgpu",
+        "--",
+        "--submissions",
+        "2000",
+    ];
+    succeed(&mut cargo(&root(), &["build", "--release", "--examples"]))?;
+    succeed(&mut cargo(&root(), &job))
+}
+
+fn audit() -> Result<()> {
+    let args = [
+        "test",
+        "-p",
+        "ioreq",
+        "--features",
+        "audit",
+        "--test",
+        "audit",
+        "--",
+        "--test-threads=1",
+    ];
+    succeed(&mut cargo(&root(), &args))
+}
+
+fn loom() -> Result<()> {
+    // A target directory of its own: the flag would make cargo build everything anew each time.
+    let args = [
+        "test",
+        "-p",
+        "ioreq-core",
+        "--release",
+        "--target-dir",
+        "target/loom",
+        "--lib",
+        "--tests",
+        "loom",
+    ];
+    let mut test = cargo(&root(), &args);
+    succeed(test.env("RUSTFLAGS", "--cfg loom"))
+}
