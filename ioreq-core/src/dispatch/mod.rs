@@ -19,6 +19,9 @@ mod range_map;
 mod route;
 mod zeroed;
 
+#[cfg(all(test, loom))]
+mod model;
+
 pub use grace::{Grace, ReadGuard, Reader};
 pub use order::{Locked, Parked};
 pub use page_map::{Counted, Page, PageMap};

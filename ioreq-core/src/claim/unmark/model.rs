@@ -134,7 +134,7 @@ impl UnmarkEnv for Arc<World> {
 }
 
 #[test]
-fn the_type_never_changes_under_a_write_in_flight() {
+fn loom_the_type_never_changes_under_a_write_in_flight() {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(2);
     model.max_branches = 50_000;

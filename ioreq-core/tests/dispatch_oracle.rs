@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The routing structures against naive oracles, and against readers that look while they change.
+#![cfg(not(loom))]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use ioreq_core::dispatch::{Counted, Grace, PageMap, PortMap, RangeMap};
+use ioreq_core::{ErrorKind, Gfn, GfnRange, MmioRange, PortRange};
+use proptest::prelude::*;
+
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Insert(u64, u64),
+    Replace(u64, u64),
+    Remove(u64, u64),
+}
+
+fn change(space: u64, longest: u64) -> impl Strategy<Value = Change> {
+    (0..3, 0..space, 1..=longest).prop_map(move |(what, first, len)| {
+        let len = len.min(space - first);
+        match what {
+            0 => Change::Insert(first, len),
+            1 => Change::Replace(first, len),
+            _ => Change::Remove(first, len),
+        }
+    })
+}
+
+fn pages(first: u64, len: u64) -> GfnRange {
+    GfnRange::sized(first, len).unwrap()
+}
+
+proptest! {
+    /// Frames of three leaves, with ranges across their ends.
+    #[test]
+    fn page_map_is_a_map(changes in prop::collection::vec(change(1300, 700), 1..40)) {
+        let grace = Grace::new();
+        let map = PageMap::new(Gfn(1299), grace.clone()).unwrap();
+        let mut reader = grace.reader();
+        let mut oracle: BTreeMap<u64, usize> = BTreeMap::new();
+        for (number, change) in changes.into_iter().enumerate() {
+            let route = Counted::new(number);
+            match change {
+                Change::Insert(first, len) => {
+                    let taken = oracle.range(first..first + len).next().is_some();
+                    let result = map.insert(pages(first, len), &route);
+                    prop_assert_eq!(result.is_err(), taken);
+                    if let Err(err) = result {
+                        prop_assert_eq!(err.kind(), ErrorKind::RouteConflict);
+                    } else {
+                        oracle.extend((first..first + len).map(|gfn| (gfn, number)));
+                    }
+                }
+                Change::Replace(first, len) => {
+                    let whole = oracle.range(first..first + len).count() as u64 == len;
+                    if whole {
+                        map.replace(pages(first, len), &route).unwrap();
+                        oracle.extend((first..first + len).map(|gfn| (gfn, number)));
+                    }
+                }
+                Change::Remove(first, len) => {
+                    let before = oracle.len();
+                    oracle.retain(|gfn, _| !(first..first + len).contains(gfn));
+                    prop_assert_eq!(map.remove(pages(first, len)), (before - oracle.len()) as u64);
+                }
+            }
+            prop_assert_eq!(map.len(), oracle.len() as u64);
+            let guard = reader.enter();
+            for gfn in 0..1310 {
+                let found = map.find(Gfn(gfn), &guard).and_then(|page| page.route().copied());
+                prop_assert_eq!(found, oracle.get(&gfn).copied());
+            }
+            let listed: Vec<u64> = map.ranges().iter().flat_map(GfnRange::iter).map(|gfn| gfn.0).collect();
+            prop_assert_eq!(listed, oracle.keys().copied().collect::<Vec<_>>());
+        }
+        map.clear();
+        prop_assert_eq!((map.len(), map.leaf_bytes()), (0, 0));
+    }
+
+    /// A list of intervals at both ends of the space, and accesses around their edges.
+    #[test]
+    fn range_map_matches_whole_accesses(
+        ranges in prop::collection::vec((any::<bool>(), 0_u64..400, 1_u64..60), 1..24),
+        probes in prop::collection::vec((any::<bool>(), 0_u64..480, 1_u64..10), 64),
+    ) {
+        let grace = Grace::new();
+        let map = RangeMap::new(grace.clone());
+        let place = |top: bool, offset: u64| if top { u64::MAX - 479 + offset } else { offset };
+        let mut oracle: Vec<MmioRange> = Vec::new();
+        for (top, offset, len) in ranges {
+            let range = MmioRange::sized(place(top, offset), len).unwrap();
+            let conflict = oracle.iter().copied().find(|other| other.overlaps(&range));
+            match map.insert(range, &Arc::new(range)) {
+                Ok(()) => {
+                    prop_assert_eq!(conflict, None);
+                    oracle.push(range);
+                }
+                Err(err) => prop_assert!(err.existing().overlaps(&range) && conflict.is_some()),
+            }
+        }
+        let mut reader = grace.reader();
+        let check = |map: &RangeMap<MmioRange>, oracle: &[MmioRange], reader: &mut ioreq_core::dispatch::Reader| {
+            let guard = reader.enter();
+            for (top, offset, len) in &probes {
+                let addr = place(*top, *offset);
+                let expected = oracle.iter().find(|range| range.covers(addr, *len));
+                assert_eq!(map.find(addr, *len, &guard), expected);
+            }
+        };
+        check(&map, &oracle, &mut reader);
+        if let Some(gone) = oracle.pop() {
+            prop_assert!(map.remove(gone));
+            prop_assert!(!map.remove(gone));
+            check(&map, &oracle, &mut reader);
+        }
+    }
+
+    #[test]
+    fn port_map_matches_whole_accesses(
+        ranges in prop::collection::vec((0_u16..=u16::MAX, 1_u64..64), 1..24),
+        probes in prop::collection::vec((0_u16..=u16::MAX, 1_u64..=8), 32),
+    ) {
+        let grace = Grace::new();
+        let map = PortMap::new(grace.clone());
+        let mut oracle: Vec<PortRange> = Vec::new();
+        for (first, len) in ranges {
+            let Ok(range) = PortRange::sized(first, len) else { continue };
+            let free = !oracle.iter().any(|other| other.overlaps(&range));
+            prop_assert_eq!(map.insert(range, &Arc::new(range)).is_ok(), free);
+            if free {
+                oracle.push(range);
+            }
+        }
+        let mut reader = grace.reader();
+        let guard = reader.enter();
+        let edges = oracle.iter().flat_map(|range| {
+            [range.first(), range.last(), range.first().wrapping_sub(1), range.last().wrapping_sub(3)]
+        });
+        for (port, len) in probes.iter().copied().chain(edges.map(|port| (port, 4))) {
+            let expected = oracle.iter().find(|range| range.covers(port, len));
+            prop_assert_eq!(map.find(port, len, &guard), expected);
+        }
+    }
+}
+
+#[test]
+fn the_ends_of_the_space_belong_to_it() {
+    let grace = Grace::new();
+    let map = RangeMap::new(grace.clone());
+    map.insert(
+        MmioRange::new(u64::MAX, u64::MAX).unwrap(),
+        &Arc::new("top"),
+    )
+    .unwrap();
+    map.insert(MmioRange::new(0, 0).unwrap(), &Arc::new("bottom"))
+        .unwrap();
+    let mut reader = grace.reader();
+    let guard = reader.enter();
+    assert_eq!(map.find(u64::MAX, 1, &guard), Some(&"top"));
+    assert_eq!(map.find(u64::MAX, 2, &guard), None);
+    assert_eq!(map.find(0, 1, &guard), Some(&"bottom"));
+    assert_eq!(map.find(0, 2, &guard), None);
+}
+
+#[test]
+fn frames_beyond_the_map_are_an_error_that_says_so() {
+    let grace = Grace::new();
+    let map = PageMap::new(Gfn(0xff), grace.clone()).unwrap();
+    let err = map.insert(pages(0xff, 2), &Counted::new(())).unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::InvalidArgument);
+    assert!(err.to_string().contains("last_gfn"), "{err}");
+    assert_eq!(map.len(), 0);
+    let mut reader = grace.reader();
+    let guard = reader.enter();
+    assert!(map.find(Gfn(u64::MAX), &guard).is_none());
+    let too_big = PageMap::<()>::new(Gfn(1 << 40), grace.clone()).unwrap_err();
+    assert_eq!(too_big.kind(), ErrorKind::InvalidArgument);
+}
+
+#[test]
+fn a_page_costs_nine_bytes_and_a_lone_one_a_leaf() {
+    let grace = Grace::new();
+    let map = PageMap::new(Gfn((1 << 28) - 1), grace).unwrap();
+    map.insert(pages(1 << 27, 1), &Counted::new(())).unwrap();
+    assert_eq!(map.leaf_bytes(), 4608);
+    map.insert(pages(0, 1 << 20), &Counted::new(())).unwrap();
+    assert_eq!(map.leaf_bytes(), 4608 + 9 * (1 << 20));
+}
+
+/// Counts how often it has been dropped.
+struct Dropped(Arc<AtomicU64>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_route_is_freed_once_when_its_last_page_and_last_reader_go() {
+    let grace = Grace::new();
+    let map = PageMap::new(Gfn(2047), grace.clone()).unwrap();
+    let drops = Arc::new(AtomicU64::new(0));
+    map.insert(pages(0, 1500), &Counted::new(Dropped(drops.clone())))
+        .unwrap();
+    map.remove(pages(0, 1499));
+    grace.collect();
+    assert_eq!(drops.load(Ordering::Relaxed), 0, "a page still leads there");
+    let mut reader = grace.reader();
+    let guard = reader.enter();
+    let found = map.find(Gfn(1499), &guard).unwrap();
+    assert!(found.route().is_some());
+    map.replace(pages(1499, 1), &Counted::new(Dropped(drops.clone())))
+        .unwrap();
+    grace.collect();
+    assert_eq!(drops.load(Ordering::Relaxed), 0, "a reader holds it");
+    drop(guard);
+    grace.collect();
+    assert_eq!(drops.load(Ordering::Relaxed), 1);
+    drop(map);
+    grace.collect();
+    assert_eq!(drops.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn a_leaf_with_a_held_order_stays_so_that_a_page_never_has_two_orders() {
+    let grace = Grace::new();
+    let map = PageMap::new(Gfn(511), grace.clone()).unwrap();
+    map.insert(pages(7, 1), &Counted::new(1)).unwrap();
+    let mut reader = grace.reader();
+    let guard = reader.enter();
+    let page = map.find(Gfn(7), &guard).unwrap();
+    let order = page.lock().unwrap();
+    map.remove(pages(7, 1));
+    assert_eq!(page.route(), None, "gone while its order is held");
+    map.insert(pages(7, 1), &Counted::new(2)).unwrap();
+    assert!(!map.park(Gfn(7)), "the same order, still held");
+    assert_eq!(page.route(), Some(&2));
+    drop(order);
+    assert!(map.park(Gfn(7)));
+    assert!(map.find(Gfn(7), &guard).unwrap().lock().is_err(), "parked");
+    map.unpark(Gfn(7));
+    drop(map.find(Gfn(7), &guard).unwrap().lock().unwrap());
+    assert!(!map.park(Gfn(8)), "not tracked");
+}
+
+#[test]
+#[should_panic(expected = "another registry")]
+fn a_guard_of_another_registry_finds_nothing() {
+    let map = PageMap::<()>::new(Gfn(0), Grace::new()).unwrap();
+    let other = Grace::new();
+    let mut reader = other.reader();
+    let guard = reader.enter();
+    let _found = map.find(Gfn(0), &guard);
+}
+
+#[test]
+fn the_order_is_released_by_a_panic() {
+    let grace = Grace::new();
+    let map = PageMap::new(Gfn(0), grace.clone()).unwrap();
+    map.insert(pages(0, 1), &Counted::new(())).unwrap();
+    let mut reader = grace.reader();
+    let guard = reader.enter();
+    let page = map.find(Gfn(0), &guard).unwrap();
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _order = page.lock().unwrap();
+        panic!("handler");
+    }));
+    assert!(result.is_err());
+    drop(page.lock().unwrap());
+}
+
+/// Readers look while one thread adds, replaces and removes: what they find is whole, alive and of the right page.
+#[test]
+fn readers_see_whole_routes_while_they_change() {
+    struct Marked {
+        number: u64,
+        check: u64,
+    }
+    impl Drop for Marked {
+        fn drop(&mut self) {
+            self.check = 0;
+        }
+    }
+    let route = |number: u64| {
+        Counted::new(Marked {
+            number,
+            check: !number,
+        })
+    };
+    let grace = Grace::new();
+    let map: PageMap<Marked> = PageMap::new(Gfn(1023), grace.clone()).unwrap();
+    let stop = AtomicBool::new(false);
+    let found = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for seed in 0..2_u64 {
+            let (map, stop, found) = (&map, &stop, &found);
+            let mut reader = grace.reader();
+            scope.spawn(move || {
+                let mut random = seed + 1;
+                while !stop.load(Ordering::Relaxed) {
+                    let mut guard = reader.enter();
+                    for _ in 0..64 {
+                        random = random
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(1);
+                        let gfn = Gfn(random >> 54);
+                        if let Some(route) = map.find(gfn, &guard).and_then(|page| page.route()) {
+                            assert_eq!(route.check, !route.number, "freed under a reader");
+                            found.fetch_add(1, Ordering::Relaxed);
+                        }
+                        guard.quiesce();
+                    }
+                }
+            });
+        }
+        for round in 0..2000_u64 {
+            let range = pages(round * 37 % 700, 1 + round % 300);
+            map.remove(range);
+            map.insert(range, &route(round)).unwrap();
+            map.replace(range, &route(round + 1)).unwrap();
+            grace.collect();
+        }
+        while found.load(Ordering::Relaxed) == 0 {
+            std::thread::yield_now();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    grace.synchronize().unwrap();
+}
