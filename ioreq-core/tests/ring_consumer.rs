@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use ioreq_core::abi::{BufIoreqEntry, IOREQ_BUFFER_SLOT_NUM, IOREQ_TYPE_COPY};
 use ioreq_core::hypervisor::SharedPage;
 use ioreq_core::request::BufferedRequest;
-use ioreq_core::ring::{BufferedRing, Drained, RingAnomaly};
+use ioreq_core::ring::{BufferedRing, Drained, EntryIndex, Pointers, RingAnomaly, RingMemory};
 use proptest::prelude::*;
 
 const LEN: u32 = IOREQ_BUFFER_SLOT_NUM;
@@ -248,6 +248,47 @@ fn a_panic_gives_the_entry_and_the_ring_up() {
 
 fn drain_with(ring: &BufferedRing, handle: impl FnMut(Item)) {
     ring.consumer().expect("free").drain(1, handle);
+}
+
+/// Pointers that go round while `is_empty` looks: from one entry in the ring, by a rewind and 510 sends, to a full ring.
+struct LapBetweenLoads(AtomicU64);
+
+impl LapBetweenLoads {
+    fn next(&self) -> Pointers {
+        match self.0.fetch_add(1, Ordering::Relaxed) {
+            0 => Pointers {
+                read: LEN,
+                write: LEN + 1,
+            },
+            _ => Pointers {
+                read: 0,
+                write: LEN,
+            },
+        }
+    }
+}
+
+impl RingMemory for LapBetweenLoads {
+    fn pointers(&self, _: Ordering) -> Pointers {
+        self.next()
+    }
+    fn read_pointer(&self, _: Ordering) -> u32 {
+        self.next().read
+    }
+    fn write_pointer(&self, _: Ordering) -> u32 {
+        self.next().write
+    }
+    fn advance(&self, _: u32, _: Ordering) -> u32 {
+        unreachable!("nobody drains")
+    }
+    fn entry(&self, _: EntryIndex) -> BufIoreqEntry {
+        unreachable!("nobody drains")
+    }
+}
+
+#[test]
+fn a_lap_does_not_look_like_an_empty_ring() {
+    assert!(!BufferedRing::in_memory(LapBetweenLoads(AtomicU64::new(0))).is_empty());
 }
 
 #[test]

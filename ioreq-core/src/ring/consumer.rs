@@ -74,10 +74,12 @@ impl<M: RingMemory> BufferedRing<M> {
     /// The right to consume, for one thread at a time; `None` while another one has it.
     #[must_use]
     pub fn consumer(&self) -> Option<Consumer<'_, M>> {
-        // Acquire: pairs with the Release in the drop of the last consumer, whose accesses to the ring thus are over.
-        if self.consumed.swap(true, Ordering::Acquire) {
-            return None;
-        }
+        // Acquire: pairs with the Release in the drop of the last consumer, whose accesses to the ring thus are over. Relaxed
+        // when it fails: nothing is read then.
+        let taken =
+            self.consumed
+                .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
+        taken.ok()?;
         Some(Consumer { ring: self })
     }
 }
