@@ -151,23 +151,23 @@ fn in_order(start: u32, requests: &'static [(u64, bool)]) {
 }
 
 #[test]
-fn single_entries_across_the_end_and_a_rewind() {
+fn loom_single_entries_across_the_end_and_a_rewind() {
     in_order(LEN - 1, &[(1, false), (2, false), (3, false)]);
 }
 
 #[test]
-fn a_pair_across_the_end_and_a_rewind() {
+fn loom_a_pair_across_the_end_and_a_rewind() {
     in_order(LEN - 1, &[(0x2_0000_0001, true), (3, false)]);
 }
 
 #[test]
-fn a_pair_that_ends_at_the_end() {
+fn loom_a_pair_that_ends_at_the_end() {
     in_order(LEN - 2, &[(0x2_0000_0001, true), (3, false)]);
 }
 
 /// Whoever finds the ring empty after a write that went in before, finds it handled.
 #[test]
-fn empty_means_handled() {
+fn loom_empty_means_handled() {
     model(|| {
         let memory = Memory::starting_at(LEN - 1);
         memory.send(1, false);
@@ -197,7 +197,7 @@ fn empty_means_handled() {
 
 /// Two workers want to drain: one gets to, and together they lose and repeat nothing.
 #[test]
-fn one_consumer_at_a_time() {
+fn loom_one_consumer_at_a_time() {
     model(|| {
         let memory = Memory::starting_at(LEN - 1);
         memory.send(1, false);

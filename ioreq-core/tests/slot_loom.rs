@@ -186,7 +186,7 @@ fn check(taken: &Taken<'_, Memory>, number: u64) {
 }
 
 #[test]
-fn two_reads_in_a_row() {
+fn loom_two_reads_in_a_row() {
     model(3, || {
         let memory = Memory::new();
         let vcpu = {
@@ -212,7 +212,7 @@ fn two_reads_in_a_row() {
 
 /// What a handler did before the answer is there for the guest after it: here, a store to guest memory.
 #[test]
-fn a_store_to_memory_is_visible_after_the_answer() {
+fn loom_a_store_to_memory_is_visible_after_the_answer() {
     model(3, || {
         let memory = Memory::new();
         let ram = Arc::new(AtomicU64::new(0));
@@ -233,7 +233,7 @@ fn a_store_to_memory_is_visible_after_the_answer() {
 }
 
 #[test]
-fn deferred_to_another_thread() {
+fn loom_deferred_to_another_thread() {
     model(2, || {
         let memory = Memory::new();
         let vcpu = {
@@ -259,7 +259,7 @@ fn deferred_to_another_thread() {
 
 /// The worker goes on with the slot meanwhile, and takes the next request whoever answered the last.
 #[test]
-fn the_next_request_after_a_deferred_one() {
+fn loom_the_next_request_after_a_deferred_one() {
     model_that_may_give_up(2, || {
         let memory = Memory::new();
         let vcpu = {
@@ -288,7 +288,7 @@ fn the_next_request_after_a_deferred_one() {
 }
 
 #[test]
-fn dropped_here_then_dropped_by_another_thread() {
+fn loom_dropped_here_then_dropped_by_another_thread() {
     model(3, || {
         let memory = Memory::new();
         let vcpu = {
@@ -312,7 +312,7 @@ fn dropped_here_then_dropped_by_another_thread() {
 
 /// A process takes a request and dies; the next one finds it INPROCESS, with all its fields.
 #[test]
-fn taken_over() {
+fn loom_taken_over() {
     model_that_may_give_up(3, || {
         let memory = Memory::new();
         let dead = {
@@ -345,7 +345,7 @@ fn taken_over() {
 
 /// A look from aside shows the request of the state that it shows, or that of a later one.
 #[test]
-fn peeked_at() {
+fn loom_peeked_at() {
     model_that_may_give_up(2, || {
         let memory = Memory::new();
         let vcpu = {
