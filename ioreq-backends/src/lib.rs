@@ -1,3 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! placeholder
+//! Ready-made device backends for the `ioreq` framework.
+//!
+//! * [`vgpu`]: shadow page tables of a mediated GPU.
+
+pub mod vgpu;

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Building and tearing down: linking tables to their parents, reading new ones, releasing those that nobody needs.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use ioreq_core::handler::PageHandler;
+use ioreq_core::{Error, ErrorKind, Gfn, GfnRange, Op, Width};
+use vm_memory::GuestAddress;
+
+use super::structure::{Place, Structure};
+use super::table::{State, Table, TableId};
+use super::{Inner, Root, RootId, SCRATCH};
+use crate::vgpu::entry::{ENTRIES, Entry, Kind, Level};
+
+/// Why a table cannot be linked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unlinkable {
+    BadFrame,
+    Clash,
+    OverBound,
+    Untrackable,
+}
+
+impl Inner {
+    pub(super) fn create(&self, root: Root) -> ioreq_core::Result<RootId> {
+        let mut structure = self.lock();
+        let wanted = match root {
+            Root::L4(gfn) => [Some((gfn, Level::Pml4)), None, None, None],
+            Root::L3(directories) => directories.map(|gfn| Some((gfn?, Level::Pd))),
+        };
+        let mut tables = [None; 4];
+        let mut failed = None;
+        for (slot, wanted) in tables.iter_mut().zip(wanted) {
+            let Some((gfn, level)) = wanted else { continue };
+            match self.link(&mut structure, gfn, level) {
+                Ok(id) => *slot = Some(id),
+                Err(why) => failed = failed.or(Some((gfn, why))),
+            }
+        }
+        if let Some((gfn, why)) = failed {
+            structure.to_release.extend(tables.into_iter().flatten());
+            self.finish(&mut structure);
+            return Err(root_error(gfn, why));
+        }
+        self.finish(&mut structure);
+        Ok(structure.add_root(root, tables))
+    }
+
+    pub(super) fn destroy(&self, id: RootId) -> ioreq_core::Result<()> {
+        let mut structure = self.lock();
+        let Some(state) = structure.roots.remove(&id) else {
+            let err = Error::new(Op::Configure, ErrorKind::InvalidArgument);
+            return Err(err.about(format!("{id:?} is no address space of this shadow")));
+        };
+        structure
+            .to_release
+            .extend(state.tables.into_iter().flatten());
+        self.finish(&mut structure);
+        Ok(())
+    }
+
+    pub(super) fn submit(&self) {
+        let mut structure = self.lock();
+        // Relaxed: see `Table::is_hot`.
+        self.common.submissions.fetch_add(1, Ordering::Relaxed);
+        self.resync(&mut structure);
+        let halves = std::mem::take(&mut structure.halves);
+        for (id, index) in halves.into_keys() {
+            if let Some(table) = structure.table(id).cloned() {
+                table.halves.fetch_sub(1, Ordering::Relaxed);
+                self.sync_entry(&mut structure, &table, usize::from(index));
+            }
+        }
+        for (id, index) in std::mem::take(&mut structure.retry) {
+            if let Some(table) = structure.table(id).cloned() {
+                self.sync_entry(&mut structure, &table, usize::from(index));
+            }
+        }
+        self.finish(&mut structure);
+    }
+
+    /// Bytes `from..to` of an entry were written.
+    pub(super) fn entry_written(
+        &self,
+        structure: &mut Structure,
+        table: &Arc<Table>,
+        index: usize,
+        from: usize,
+        to: usize,
+    ) {
+        let place = place(table, index);
+        let halves = u8::from(from == 0 && to >= 4) | u8::from(from <= 4 && to == 8) << 1;
+        let before = structure.halves.get(&place).copied();
+        if halves != 3 {
+            structure.stats.split_writes += 1;
+        }
+        if halves == 3 || before.unwrap_or(0) | halves == 3 {
+            if structure.halves.remove(&place).is_some() {
+                // Relaxed: under the lock, and read in the page's order, which we hold.
+                table.halves.fetch_sub(1, Ordering::Relaxed);
+            }
+            self.sync_entry(structure, table, index);
+            return;
+        }
+        if structure
+            .halves
+            .insert(place, before.unwrap_or(0) | halves)
+            .is_none()
+        {
+            table.halves.fetch_add(1, Ordering::Relaxed);
+        }
+        // What is there now is half old, half new: nobody meant it. Shown is that *something* is there, or nothing.
+        let shown = match table.level.read(index, self.guest_entry(table, index)) {
+            Kind::Absent => Entry::ABSENT,
+            Kind::Page(_) | Kind::Table(_) => Entry(3).with_address(SCRATCH.0),
+        };
+        self.show(structure, table, index, shown);
+    }
+
+    fn guest_entry(&self, table: &Table, index: usize) -> Entry {
+        let at = GuestAddress((table.gfn.0 << 12) + index as u64 * 8);
+        // A page that was ballooned out holds nothing.
+        Entry(self.ram.load(at, Width::B8).unwrap_or(0))
+    }
+
+    /// Makes a shadow entry from what guest memory holds. Returns whether it changed.
+    fn sync_entry(&self, structure: &mut Structure, table: &Arc<Table>, index: usize) -> bool {
+        let guest = self.guest_entry(table, index);
+        let shown = match table.level.read(index, guest) {
+            Kind::Absent => Entry::ABSENT,
+            Kind::Page(_) => match table.leaf(index, guest) {
+                Some(entry) => entry,
+                None => {
+                    structure.stats.bad_frames += 1;
+                    guest.with_address(SCRATCH.0)
+                }
+            },
+            Kind::Table(level) => {
+                let old = table
+                    .child_of(table.get(index))
+                    .and_then(|id| structure.table(id));
+                if let Some(child) = old.filter(|t| t.gfn == guest.table() && t.level == level) {
+                    guest.with_address(child.id.address().0)
+                } else {
+                    match self.link(structure, guest.table(), level) {
+                        Ok(id) => guest.with_address(id.address().0),
+                        Err(why) => {
+                            self.unlinkable(structure, table, index, why);
+                            guest.with_address(SCRATCH.0)
+                        }
+                    }
+                }
+            }
+        };
+        self.show(structure, table, index, shown)
+    }
+
+    fn unlinkable(&self, structure: &mut Structure, table: &Table, index: usize, why: Unlinkable) {
+        match why {
+            Unlinkable::BadFrame => structure.stats.bad_frames += 1,
+            Unlinkable::Clash => structure.stats.clashes += 1,
+            Unlinkable::OverBound => structure.stats.over_bound += 1,
+            Unlinkable::Untrackable => structure.stats.track_failed += 1,
+        }
+        if why != Unlinkable::BadFrame {
+            structure.retry.insert(place(table, index));
+        }
+    }
+
+    /// Changes a shadow entry; the table it led to loses a parent, unless it is the same.
+    fn show(&self, structure: &mut Structure, table: &Table, index: usize, entry: Entry) -> bool {
+        let old = table.get(index);
+        if old == entry {
+            return false;
+        }
+        table.set(index, entry);
+        structure.stats.updates += 1;
+        let (before, now) = (table.child_of(old), table.child_of(entry));
+        if before != now {
+            structure.to_release.extend(before);
+        }
+        true
+    }
+
+    /// One more parent for the table of `gfn`; made and tracked if it is new, and read by [`finish`](Self::finish).
+    fn link(
+        &self,
+        structure: &mut Structure,
+        gfn: Gfn,
+        level: Level,
+    ) -> Result<TableId, Unlinkable> {
+        if let Some(table) = structure.table_of(gfn) {
+            if table.level != level {
+                return Err(Unlinkable::Clash);
+            }
+            // Relaxed: under the structure's lock.
+            table.refs.fetch_add(1, Ordering::Relaxed);
+            return Ok(table.id);
+        }
+        let start = gfn.start().ok_or(Unlinkable::BadFrame)?;
+        self.ram
+            .load(start, Width::B8)
+            .map_err(|_| Unlinkable::BadFrame)?;
+        if structure.table_count() >= self.most_tables {
+            return Err(Unlinkable::OverBound);
+        }
+        let id = structure.new_id().ok_or(Unlinkable::OverBound)?;
+        let table = Table::new(id, gfn, level, &self.common, &structure.inner);
+        let handler: Arc<dyn PageHandler> = Arc::<Table>::clone(&table);
+        // The page may be about to be untracked as a table that just died.
+        self.untrack_dead(structure);
+        if self.tracker.track(gfn.into(), handler).is_err() {
+            structure.unused_id(id);
+            return Err(Unlinkable::Untrackable);
+        }
+        table.refs.store(1, Ordering::Relaxed);
+        structure.add(&table);
+        structure.to_fill.push(table);
+        Ok(id)
+    }
+
+    /// Works off what linking and unlinking left to do. No recursion, whatever the guest's tables look like.
+    pub(super) fn finish(&self, structure: &mut Structure) {
+        loop {
+            if let Some(table) = structure.to_fill.pop() {
+                self.fill(structure, &table);
+            } else if let Some(id) = structure.to_release.pop() {
+                self.release(structure, id);
+            } else {
+                break;
+            }
+        }
+        self.untrack_dead(structure);
+    }
+
+    fn fill(&self, structure: &mut Structure, table: &Arc<Table>) {
+        if table.state() != State::Filling {
+            return;
+        }
+        // SeqCst: the mark, then the reading; pairs with the fence in `Table::write`.
+        fence(Ordering::SeqCst);
+        self.read_table(structure, table);
+        table.set_state(State::Live);
+    }
+
+    /// Makes every entry from guest memory. Returns how many changed.
+    pub(super) fn read_table(&self, structure: &mut Structure, table: &Arc<Table>) -> u64 {
+        let mut page = [0; ENTRIES * 8];
+        let start = GuestAddress(table.gfn.0 << 12);
+        if self.ram.read(start, &mut page).is_err() {
+            page.fill(0);
+        }
+        let mut changed = 0;
+        for (index, bytes) in page.as_chunks::<8>().0.iter().enumerate() {
+            // A glance: entries that are absent on both sides need nothing. Others are read again, whole.
+            let glance = Entry(u64::from_le_bytes(*bytes));
+            if glance.is_present() || table.get(index) != Entry::ABSENT {
+                changed += u64::from(self.sync_entry(structure, table, index));
+            }
+        }
+        changed
+    }
+
+    /// A table lost a parent; the last one takes it along.
+    fn release(&self, structure: &mut Structure, id: TableId) {
+        let Some(table) = structure.table(id).cloned() else {
+            return;
+        };
+        // Relaxed: under the structure's lock.
+        if table.refs.fetch_sub(1, Ordering::Relaxed) > 1 {
+            return;
+        }
+        let tracked = table.state() != State::OutOfSync;
+        table.set_state(State::Dead);
+        structure.to_release.extend(table.children());
+        structure.remove(&table);
+        structure.stats.tables_freed += 1;
+        structure.stats.updates += table.writes.load(Ordering::Relaxed);
+        if tracked {
+            structure.to_untrack.push(table.gfn.0);
+        }
+    }
+
+    /// Ends the tracking of pages that are no tables any more, in ranges.
+    fn untrack_dead(&self, structure: &mut Structure) {
+        let mut gfns = std::mem::take(&mut structure.to_untrack);
+        gfns.sort_unstable();
+        let mut rest = gfns.as_slice();
+        while let Some(first) = rest.first() {
+            let run = rest
+                .iter()
+                .zip(*first..)
+                .take_while(|(gfn, expected)| *gfn == expected)
+                .count();
+            if let Ok(pages) = GfnRange::sized(*first, run as u64)
+                && self.tracker.untrack(pages).is_err()
+            {
+                structure.stats.untracked_failed += run as u64;
+            }
+            rest = rest.get(run..).unwrap_or_default();
+        }
+    }
+}
+
+fn place(table: &Table, index: usize) -> Place {
+    (table.id, u16::try_from(index).unwrap_or(u16::MAX))
+}
+
+fn root_error(gfn: Gfn, why: Unlinkable) -> Error {
+    let (kind, text) = match why {
+        Unlinkable::BadFrame => (ErrorKind::InvalidArgument, "is not guest memory"),
+        Unlinkable::Clash => (ErrorKind::InvalidArgument, "is a table of another level"),
+        Unlinkable::OverBound => (ErrorKind::OutOfMemory, "would be one table too many"),
+        Unlinkable::Untrackable => (ErrorKind::WrongState, "cannot be tracked"),
+    };
+    Error::new(Op::Configure, kind).about(format!("root table at {gfn} {text}"))
+}

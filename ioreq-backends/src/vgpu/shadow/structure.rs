@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Which tables there are and how they hang together. Everything here is used under the structure's lock.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Weak};
+
+use ioreq_core::Gfn;
+
+use super::table::{Table, TableId};
+use super::{Inner, Root, RootId, ShadowStats};
+
+/// An address space.
+pub(super) struct RootState {
+    pub(super) root: Root,
+    pub(super) tables: [Option<TableId>; 4],
+}
+
+/// An entry of a table.
+pub(super) type Place = (TableId, u16);
+
+pub(super) struct Structure {
+    pub(super) inner: Weak<Inner>,
+    by_gfn: HashMap<u64, Arc<Table>>,
+    by_id: Vec<Option<Arc<Table>>>,
+    free_ids: Vec<u32>,
+    pub(super) roots: BTreeMap<RootId, RootState>,
+    next_root: u32,
+    /// Half-written entries, with the halves (bits 0 and 1) written since the entry was last whole.
+    pub(super) halves: BTreeMap<Place, u8>,
+    /// Entries that show the scratch page though they need not for ever.
+    pub(super) retry: BTreeSet<Place>,
+    pub(super) out_of_sync: Vec<Arc<Table>>,
+    /// New tables, tracked but not read yet.
+    pub(super) to_fill: Vec<Arc<Table>>,
+    /// Tables that lost a parent.
+    pub(super) to_release: Vec<TableId>,
+    /// Pages whose tracking is to end.
+    pub(super) to_untrack: Vec<u64>,
+    pub(super) stats: ShadowStats,
+}
+
+impl Structure {
+    pub(super) fn new(inner: Weak<Inner>) -> Self {
+        Structure {
+            inner,
+            by_gfn: HashMap::new(),
+            by_id: Vec::new(),
+            free_ids: Vec::new(),
+            roots: BTreeMap::new(),
+            next_root: 0,
+            halves: BTreeMap::new(),
+            retry: BTreeSet::new(),
+            out_of_sync: Vec::new(),
+            to_fill: Vec::new(),
+            to_release: Vec::new(),
+            to_untrack: Vec::new(),
+            stats: ShadowStats::default(),
+        }
+    }
+
+    pub(super) fn table_of(&self, gfn: Gfn) -> Option<Arc<Table>> {
+        self.by_gfn.get(&gfn.0).cloned()
+    }
+
+    pub(super) fn table(&self, id: TableId) -> Option<&Arc<Table>> {
+        self.by_id.get(id.0 as usize)?.as_ref()
+    }
+
+    pub(super) fn table_count(&self) -> usize {
+        self.by_gfn.len()
+    }
+
+    pub(super) fn root_count(&self) -> usize {
+        self.roots.len()
+    }
+
+    pub(super) fn all_tables(&self) -> impl Iterator<Item = &Arc<Table>> {
+        self.by_gfn.values()
+    }
+
+    /// A number for a new table.
+    pub(super) fn new_id(&mut self) -> Option<TableId> {
+        if let Some(id) = self.free_ids.pop() {
+            return Some(TableId(id));
+        }
+        let id = u32::try_from(self.by_id.len()).ok()?;
+        self.by_id.push(None);
+        Some(TableId(id))
+    }
+
+    /// Gives back the number of a table that never came to be.
+    pub(super) fn unused_id(&mut self, id: TableId) {
+        self.free_ids.push(id.0);
+    }
+
+    pub(super) fn add(&mut self, table: &Arc<Table>) {
+        if let Some(slot) = self.by_id.get_mut(table.id.0 as usize) {
+            *slot = Some(Arc::clone(table));
+        }
+        self.by_gfn.insert(table.gfn.0, Arc::clone(table));
+        self.stats.tables_peak = self.stats.tables_peak.max(self.by_gfn.len() as u64);
+    }
+
+    /// Takes a table out, with all that is noted of its entries.
+    pub(super) fn remove(&mut self, table: &Table) {
+        self.by_gfn.remove(&table.gfn.0);
+        if let Some(slot) = self.by_id.get_mut(table.id.0 as usize) {
+            *slot = None;
+        }
+        self.free_ids.push(table.id.0);
+        let places = (table.id, 0)..=(table.id, u16::MAX);
+        let halves: Vec<Place> = self
+            .halves
+            .range(places.clone())
+            .map(|(place, _)| *place)
+            .collect();
+        for place in halves {
+            self.halves.remove(&place);
+        }
+        let retry: Vec<Place> = self.retry.range(places).copied().collect();
+        for place in retry {
+            self.retry.remove(&place);
+        }
+    }
+
+    pub(super) fn add_root(&mut self, root: Root, tables: [Option<TableId>; 4]) -> RootId {
+        let id = RootId(self.next_root);
+        self.next_root = self.next_root.wrapping_add(1);
+        self.roots.insert(id, RootState { root, tables });
+        id
+    }
+
+    pub(super) fn find_root(&self, root: Root) -> Option<RootId> {
+        self.roots
+            .iter()
+            .rev()
+            .find(|(_, state)| state.root == root)
+            .map(|(id, _)| *id)
+    }
+
+    pub(super) fn find_l3(&self, gfn: Gfn) -> Option<RootId> {
+        let starts_there = |root| matches!(root, Root::L3([Some(first), ..]) if first == gfn);
+        self.roots
+            .iter()
+            .rev()
+            .find(|(_, state)| starts_there(state.root))
+            .map(|(id, _)| *id)
+    }
+}
