@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Ready-made device backends for the `ioreq` framework.
+//! Ready-made device backends for the `ioreq` framework. Each knows only the core's object-safe traits, so it runs on any
+//! hypervisor, and in a unit test on none.
 //!
-//! * [`vgpu`]: shadow page tables of a mediated GPU.
+//! * [`register_bank`]: device registers, declared rather than programmed.
 
-pub mod vgpu;
+pub mod register_bank;
