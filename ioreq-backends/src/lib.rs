@@ -4,5 +4,7 @@
 //! hypervisor, and in a unit test on none.
 //!
 //! * [`register_bank`]: device registers, declared rather than programmed.
+//! * [`vgpu`]: shadow page tables of a mediated GPU.
 
 pub mod register_bank;
+pub mod vgpu;
