@@ -5,6 +5,8 @@
 //!
 //! * [`register_bank`]: device registers, declared rather than programmed.
 //! * [`vgpu`]: shadow page tables of a mediated GPU.
+//! * [`write_log`]: who writes what to tracked pages, in which order.
 
 pub mod register_bank;
 pub mod vgpu;
+pub mod write_log;
