@@ -346,3 +346,83 @@ fn buffered_requests() {
         })
     );
 }
+
+#[test]
+fn requests_say_what_they_are() {
+    let text = |raw: &Ioreq| decode(raw, VcpuId(3)).unwrap().to_string();
+    let port = raw(IOREQ_TYPE_PIO);
+    assert_eq!(text(&port), "v3: write of 1 byte to port 0x0");
+    let ins = Ioreq {
+        addr: 0x1f0,
+        size: 2,
+        count: 256,
+        data: 0x8000,
+        flags: IOREQ_DIR_READ | IOREQ_DATA_IS_PTR,
+        ..port
+    };
+    assert_eq!(
+        text(&ins),
+        "v3: read of 2 bytes from port 0x1f0, 256 times upward, data at 0x8000"
+    );
+    let stos = Ioreq {
+        addr: 0xe000_0008,
+        size: 8,
+        count: 2,
+        flags: IOREQ_DF,
+        ..raw(IOREQ_TYPE_COPY)
+    };
+    assert_eq!(
+        text(&stos),
+        "v3: write of 8 bytes to mmio 0xe0000008, 2 times downward"
+    );
+    let pci = Ioreq {
+        addr: 0x0018_0000_0010,
+        size: 4,
+        ..raw(IOREQ_TYPE_PCI_CONFIG)
+    };
+    assert_eq!(
+        text(&pci),
+        "v3: write of 4 bytes to pci 0000:00:03.0 register 0x10"
+    );
+    assert_eq!(text(&raw(99)), "v3: unknown type 99");
+    let invalidate = raw(IOREQ_TYPE_INVALIDATE);
+    assert_eq!(text(&invalidate), "v3: map-cache invalidate");
+    let offset = Ioreq {
+        size: 8,
+        data: 60,
+        ..raw(IOREQ_TYPE_TIMEOFFSET)
+    };
+    assert_eq!(text(&offset), "v3: time offset 60 s");
+
+    let wrap = Ioreq {
+        addr: 7,
+        flags: IOREQ_DF,
+        ..stos
+    };
+    assert_eq!(
+        wrong(&wrap).to_string(),
+        "2 × 8 bytes at 0x7, downward, wrap around"
+    );
+    let wrap = Ioreq {
+        data: u64::MAX,
+        ..ins
+    };
+    assert_eq!(
+        wrong(&wrap).to_string(),
+        "data of 256 × 2 bytes at 0xffffffffffffffff, upward, wrap around"
+    );
+}
+
+#[test]
+fn elements_know_how_many_are_left() {
+    let mut elements = io(&Ioreq {
+        count: 3,
+        ..raw(IOREQ_TYPE_COPY)
+    })
+    .elements();
+    for left in (0..3).rev() {
+        assert!(elements.next().is_some());
+        assert_eq!(elements.size_hint(), (left, Some(left)));
+    }
+    assert_eq!((elements.next(), elements.next()), (None, None));
+}

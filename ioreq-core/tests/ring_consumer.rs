@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use ioreq_core::abi::{BufIoreqEntry, IOREQ_BUFFER_SLOT_NUM, IOREQ_TYPE_COPY};
 use ioreq_core::hypervisor::SharedPage;
@@ -374,23 +374,38 @@ fn a_moved_read_pointer_is_noticed() {
     assert!(ring.is_empty());
 }
 
+/// Ends the sender when the consumer panics, so that a failure is one, not a hang.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn two_threads_many_laps() {
     const COUNT: u64 = 100_000;
     let page = Page::new();
     let ring = page.ring();
+    let stopped = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for n in 0..COUNT {
                 while !page.send(n % 3 == 0, n << 16) {
+                    if stopped.load(Ordering::Relaxed) {
+                        return;
+                    }
                     std::thread::yield_now();
                 }
             }
         });
+        let _stop = Stop(&stopped);
         let mut next = 0;
+        let mut fruitless = 0;
         while next < COUNT {
-            let mut consumer = ring.consumer().unwrap();
-            consumer.drain(100, |item| {
+            let (before, empty) = (next, ring.is_empty());
+            ring.consumer().expect("free").drain(100, |item| {
                 let expected = next << 16;
                 let got = item.expect("no anomaly").data();
                 let wide = next % 3 == 0;
@@ -404,8 +419,14 @@ fn two_threads_many_laps() {
                 );
                 next += 1;
             });
-            drop(consumer);
-            if ring.is_empty() {
+            // A rewind between the loads of `is_empty` may hide an empty ring, once: the next rewind is a lap away.
+            fruitless = if empty || next > before {
+                0
+            } else {
+                fruitless + 1
+            };
+            assert!(fruitless <= 1, "something there, nothing taken");
+            if empty {
                 std::thread::yield_now();
             }
         }

@@ -177,7 +177,7 @@ fn the_answer_keeps_the_bits_of_the_copy_not_of_the_page() {
 }
 
 #[test]
-fn a_dropped_request_is_answered_as_nobodys() {
+fn a_dropped_or_refused_request_is_answered_as_nobodys() {
     const DATA: u64 = 0x99aa_bbcc_ddee_ff01;
     let cases = [
         (0, DATA),                                  // a write: dropped
@@ -199,6 +199,13 @@ fn a_dropped_request_is_answered_as_nobodys() {
             assert_eq!(page.flags(0), bits | STATE_IORESP_READY);
             assert_eq!(page.data(0), data);
             assert_eq!(slots.abandoned(), done);
+
+            page.put(0, &request(bits | STATE_IOREQ_READY));
+            let taken = slots.get(VcpuId(0)).unwrap().take().unwrap();
+            assert_eq!(taken.refuse().vcpu(), VcpuId(0));
+            assert_eq!(page.flags(0), bits | STATE_IORESP_READY);
+            assert_eq!(page.data(0), data);
+            assert_eq!(slots.abandoned(), done, "refused on purpose");
         }
     }
 }

@@ -61,6 +61,8 @@ impl<M: RingMemory> BufferedRing<M> {
     }
 
     /// Whether all that Xen had put into the ring has been taken *and handled*. Two loads, for any thread at any time.
+    ///
+    /// A yes is always true. A no may be wrong while Xen rewinds an empty ring, and costs a look.
     #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -14,9 +14,8 @@ use crate::sync::atomic::Ordering;
 
 /// A request that was taken from its slot, and the duty to answer it.
 ///
-/// There is no way to forget it but `mem::forget`: [`answer`](Self::answer) consumes it, and its drop answers as nobody's
-/// device does (all-ones for an inline read, nothing for anything else) and counts
-/// [`Slots::abandoned`]. It stays so when the request is parked or answered from elsewhere: [`into_owned`](Self::into_owned)
+/// There is no way to forget it but `mem::forget`: [`answer`](Self::answer) and [`refuse`](Self::refuse) consume it, and its
+/// drop refuses and counts [`Slots::abandoned`]. It stays so when the request is parked or answered from elsewhere: [`into_owned`](Self::into_owned)
 /// makes the same guard without the borrow, which may be kept, sent to another thread, answered or dropped there.
 ///
 /// The vCPU sleeps until it is *notified* through its event channel, which is the caller's: after the answer, and after a
@@ -119,6 +118,18 @@ impl<'a, M: SlotMemory + Clone> Taken<'a, M> {
         Answered { vcpu: self.vcpu() }
     }
 
+    /// Answers as nobody's device does: all-ones for an inline read, nothing for anything else. For requests that make no
+    /// sense or go nowhere. Not counted as abandoned.
+    pub fn refuse(mut self) -> Answered {
+        self.finish_refused();
+        Answered { vcpu: self.vcpu() }
+    }
+
+    fn finish_refused(&mut self) {
+        let inline_read = self.raw.is_read() && !self.raw.data_is_ptr();
+        self.finish(inline_read.then_some(u64::MAX));
+    }
+
     #[inline]
     fn finish(&mut self, data: Option<u64>) {
         // First, so that nothing can answer twice: from the store below on, the slot is Xen's.
@@ -139,8 +150,7 @@ impl<M: SlotMemory + Clone> Drop for Taken<'_, M> {
     fn drop(&mut self) {
         if !self.answered {
             self.slots.count_abandoned();
-            let inline_read = self.raw.is_read() && !self.raw.data_is_ptr();
-            self.finish(inline_read.then_some(u64::MAX));
+            self.finish_refused();
         }
     }
 }
