@@ -237,6 +237,24 @@ fn the_reader_ends_when_the_last_writer_goes_and_not_before() {
 }
 
 #[test]
+fn a_closed_log_ends_for_its_reader_while_handlers_still_let_writes_through() {
+    let (log, mut reader) = WriteLog::new(4).unwrap();
+    let handler = log.handler(pages(0, 1)).unwrap();
+    let _ = write_as(&handler, 0, 0, Width::B1, 1);
+    log.close();
+    assert!(reader.is_closed());
+    assert_eq!(reader.next().map(|record| record.value), Some(1));
+    assert_eq!(reader.next(), None);
+    let outcome = write_as(&handler, 0, 0, Width::B1, 2);
+    assert!(matches!(outcome, PageOutcome::Apply), "{outcome:?}");
+    // A reader that sleeps is woken by closing.
+    let (log, reader) = WriteLog::new(4).unwrap();
+    let sleeper = std::thread::spawn(move || reader.count());
+    log.close();
+    assert_eq!(sleeper.join().unwrap(), 0);
+}
+
+#[test]
 fn records_left_are_read_after_the_end() {
     let (log, mut reader) = WriteLog::new(4).unwrap();
     let handler = log.handler(pages(0, 1)).unwrap();

@@ -95,6 +95,13 @@ impl WriteLog {
         tracker.track(pages, Arc::new(handler))
     }
 
+    /// Ends the log for its reader, once that has read what is there. Handlers go on letting writes through; their records are not
+    /// waited for any more. Without this the log ends when the last handler is freed, which is some time after its pages
+    /// are untracked.
+    pub fn close(&self) {
+        self.writers.0.close();
+    }
+
     /// Records lost so far, because the ring was full.
     #[must_use]
     pub fn lost(&self) -> u64 {

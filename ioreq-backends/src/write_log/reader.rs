@@ -13,8 +13,8 @@ use super::ring::Ring;
 
 /// Reads a [`WriteLog`](super::WriteLog). There is one reader a log.
 ///
-/// As an iterator it waits for the next record, and ends when nobody can write any more: when the log, its clones and all its
-/// handlers are gone.
+/// As an iterator it waits for the next record, and ends when the log is [closed](super::WriteLog::close), or nobody can write
+/// any more: the log, its clones and all its handlers are gone.
 ///
 /// ```
 /// use ioreq_backends::write_log::WriteLog;
@@ -52,12 +52,12 @@ impl LogReader {
         }
     }
 
-    /// The next record; waits for it, up to `longest`. `None` when that is over, or nobody can write any more.
+    /// The next record; waits for it, up to `longest`. `None` when that is over, or the log is closed.
     pub fn next_within(&mut self, longest: Duration) -> Option<WriteRecord> {
         self.wait(Instant::now().checked_add(longest))
     }
 
-    /// Whether nobody can write any more. Records may be left.
+    /// Whether the log is closed. Records may be left.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.ring.is_closed()
