@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The physical-to-machine map: a type for every frame.
+
+use std::io;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use ioreq_core::{Gfn, GfnRange, P2mType};
+
+use crate::memory::Mapping;
+
+/// A frame's type as its byte: zero, what fresh memory holds, is ordinary RAM.
+const RAM_RW: u8 = 0;
+const RAM_RO: u8 = 1;
+const MMIO_DM: u8 = 2;
+const IOREQ_SERVER: u8 = 4;
+
+fn code(ty: P2mType) -> u8 {
+    match ty {
+        P2mType::RamRw => RAM_RW,
+        P2mType::RamRo => RAM_RO,
+        P2mType::MmioDm => MMIO_DM,
+        P2mType::IoreqServer => IOREQ_SERVER,
+    }
+}
+
+fn decode(byte: u8) -> P2mType {
+    match byte {
+        RAM_RO => P2mType::RamRo,
+        MMIO_DM => P2mType::MmioDm,
+        IOREQ_SERVER => P2mType::IoreqServer,
+        _ => P2mType::RamRw,
+    }
+}
+
+/// Types by frame. Changes are made under the p2m lock ([`Hold::lock_p2m`](crate::gate::Hold::lock_p2m)).
+#[derive(Debug)]
+pub(crate) struct P2m {
+    regions: Vec<(GfnRange, Mapping)>,
+    /// Frames of type ioreq_server (`p2m->ioreq.entry_count`).
+    outstanding: AtomicU64,
+}
+
+impl P2m {
+    pub(crate) fn new(regions: &[GfnRange]) -> io::Result<Self> {
+        let regions = regions
+            .iter()
+            .map(|&r| Mapping::new(r.pages()).map(|m| (r, m)))
+            .collect::<io::Result<_>>()?;
+        Ok(P2m {
+            regions,
+            outstanding: AtomicU64::new(0),
+        })
+    }
+
+    fn cell(&self, gfn: u64) -> Option<&AtomicU8> {
+        let after = self.regions.partition_point(|(r, _)| r.first() <= gfn);
+        let (range, types) = self.regions.get(after.checked_sub(1)?)?;
+        let at = usize::try_from(gfn - range.first()).ok()?;
+        if gfn > range.last() {
+            return None;
+        }
+        types.bytes().get(at)
+    }
+
+    /// The frame's type; `None` where nothing is populated, which the guest accesses as MMIO.
+    pub(crate) fn lookup(&self, gfn: Gfn) -> Option<P2mType> {
+        // Relaxed: the p2m lock orders changes against faults; a re-execution may see either type, as on Xen.
+        self.cell(gfn.0).map(|c| decode(c.load(Ordering::Relaxed)))
+    }
+
+    /// The type that an access meets.
+    pub(crate) fn access_type(&self, addr: u64) -> P2mType {
+        self.lookup(Gfn(addr >> 12)).unwrap_or(P2mType::MmioDm)
+    }
+
+    /// The highest populated frame.
+    pub(crate) fn max_gfn(&self) -> u64 {
+        self.regions.last().map_or(0, |(r, _)| r.last())
+    }
+
+    /// Frames of type ioreq_server.
+    pub(crate) fn outstanding(&self) -> u64 {
+        // Relaxed: a number of its own; it is exact to whoever holds the p2m lock.
+        self.outstanding.load(Ordering::Relaxed)
+    }
+
+    /// Changes one frame's type if Xen allows the change (`allow_p2m_type_change`). With `log_dirty` ordinary RAM is of
+    /// another type to Xen, from which nothing can become ioreq_server.
+    pub(crate) fn change(&self, gfn: u64, new: P2mType, log_dirty: bool) -> Result<(), i32> {
+        let Some(cell) = self.cell(gfn) else {
+            return if new == P2mType::MmioDm {
+                Ok(())
+            } else {
+                Err(libc::EINVAL)
+            };
+        };
+        // Relaxed, here and below: see `lookup`; the caller holds the p2m lock.
+        let old = decode(cell.load(Ordering::Relaxed));
+        let allowed = match (old, new) {
+            (P2mType::RamRw, P2mType::IoreqServer) => !log_dirty,
+            (_, P2mType::IoreqServer) => false,
+            (P2mType::IoreqServer, new) => new == P2mType::RamRw,
+            (P2mType::MmioDm, new) => new == P2mType::MmioDm,
+            _ => true,
+        };
+        if !allowed {
+            return Err(libc::EINVAL);
+        }
+        cell.store(code(new), Ordering::Relaxed);
+        if new == P2mType::IoreqServer {
+            self.outstanding.fetch_add(1, Ordering::Relaxed);
+        } else if old == P2mType::IoreqServer {
+            self.outstanding.fetch_sub(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Turns every ioreq_server frame back to ordinary RAM (`p2m_finish_type_change` after a disclaim).
+    pub(crate) fn reset_all(&self) {
+        if self.outstanding() == 0 {
+            return;
+        }
+        for (_, types) in &self.regions {
+            for cell in types.bytes() {
+                if cell.load(Ordering::Relaxed) == IOREQ_SERVER {
+                    cell.store(RAM_RW, Ordering::Relaxed);
+                }
+            }
+        }
+        self.outstanding.store(0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn p2m() -> P2m {
+        P2m::new(&[
+            GfnRange::sized(0, 0x10).unwrap(),
+            GfnRange::sized(0x100, 0x10).unwrap(),
+        ])
+        .unwrap()
+    }
+
+    #[test]
+    fn holes_are_not_populated_and_read_as_mmio() {
+        let p2m = p2m();
+        assert_eq!(p2m.lookup(Gfn(0xf)), Some(P2mType::RamRw));
+        for gfn in [0x10, 0xff, 0x110, u64::MAX] {
+            assert_eq!(p2m.lookup(Gfn(gfn)), None, "{gfn:#x}");
+        }
+        assert_eq!(p2m.access_type(0x10_000), P2mType::MmioDm);
+        assert_eq!(p2m.max_gfn(), 0x10f);
+    }
+
+    #[test]
+    fn only_the_changes_that_xen_allows() {
+        use P2mType::{IoreqServer, MmioDm, RamRo, RamRw};
+        let table = [
+            (RamRw, [true, true, true, true]),
+            (RamRo, [true, true, true, false]),
+            (MmioDm, [false, false, true, false]),
+            (IoreqServer, [true, false, false, false]),
+        ];
+        for (old, allowed) in table {
+            for (new, ok) in [RamRw, RamRo, MmioDm, IoreqServer].into_iter().zip(allowed) {
+                let p2m = p2m();
+                p2m.change(1, old, false).unwrap();
+                assert_eq!(p2m.change(1, new, false).is_ok(), ok, "{old:?} -> {new:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn log_dirty_keeps_pages_from_becoming_tracked() {
+        let p2m = p2m();
+        assert_eq!(p2m.change(1, P2mType::IoreqServer, true), Err(libc::EINVAL));
+        p2m.change(1, P2mType::RamRo, true).unwrap();
+    }
+
+    #[test]
+    fn outstanding_pages_are_counted_and_reset() {
+        let p2m = p2m();
+        for gfn in [1, 2, 0x101] {
+            p2m.change(gfn, P2mType::IoreqServer, false).unwrap();
+        }
+        assert_eq!(
+            p2m.change(1, P2mType::IoreqServer, false),
+            Err(libc::EINVAL)
+        );
+        p2m.change(2, P2mType::RamRw, false).unwrap();
+        assert_eq!(p2m.outstanding(), 2);
+        p2m.reset_all();
+        assert_eq!(p2m.outstanding(), 0);
+        assert_eq!(p2m.lookup(Gfn(0x101)), Some(P2mType::RamRw));
+    }
+}
