@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The routing structures against naive oracles, and against readers that look while they change.
+//! The map of tracked pages against a naive oracle, and against readers that look while it changes.
 #![cfg(not(loom))]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use ioreq_core::dispatch::{Counted, Grace, PageMap, PortMap, RangeMap};
-use ioreq_core::{ErrorKind, Gfn, GfnRange, MmioRange, PortRange};
+use ioreq_core::dispatch::{Counted, Grace, PageMap};
+use ioreq_core::{ErrorKind, Gfn, GfnRange};
 use proptest::prelude::*;
 
 #[derive(Debug, Clone, Copy)]
@@ -56,8 +56,11 @@ proptest! {
                 }
                 Change::Replace(first, len) => {
                     let whole = oracle.range(first..first + len).count() as u64 == len;
-                    if whole {
-                        map.replace(pages(first, len), &route).unwrap();
+                    let result = map.replace(pages(first, len), &route);
+                    prop_assert_eq!(result.is_ok(), whole);
+                    if let Err(err) = result {
+                        prop_assert_eq!(err.kind(), ErrorKind::NoSuchRoute);
+                    } else {
                         oracle.extend((first..first + len).map(|gfn| (gfn, number)));
                     }
                 }
@@ -79,90 +82,6 @@ proptest! {
         map.clear();
         prop_assert_eq!((map.len(), map.leaf_bytes()), (0, 0));
     }
-
-    /// A list of intervals at both ends of the space, and accesses around their edges.
-    #[test]
-    fn range_map_matches_whole_accesses(
-        ranges in prop::collection::vec((any::<bool>(), 0_u64..400, 1_u64..60), 1..24),
-        probes in prop::collection::vec((any::<bool>(), 0_u64..480, 1_u64..10), 64),
-    ) {
-        let grace = Grace::new();
-        let map = RangeMap::new(grace.clone());
-        let place = |top: bool, offset: u64| if top { u64::MAX - 479 + offset } else { offset };
-        let mut oracle: Vec<MmioRange> = Vec::new();
-        for (top, offset, len) in ranges {
-            let range = MmioRange::sized(place(top, offset), len).unwrap();
-            let conflict = oracle.iter().copied().find(|other| other.overlaps(&range));
-            match map.insert(range, &Arc::new(range)) {
-                Ok(()) => {
-                    prop_assert_eq!(conflict, None);
-                    oracle.push(range);
-                }
-                Err(err) => prop_assert!(err.existing().overlaps(&range) && conflict.is_some()),
-            }
-        }
-        let mut reader = grace.reader();
-        let check = |map: &RangeMap<MmioRange>, oracle: &[MmioRange], reader: &mut ioreq_core::dispatch::Reader| {
-            let guard = reader.enter();
-            for (top, offset, len) in &probes {
-                let addr = place(*top, *offset);
-                let expected = oracle.iter().find(|range| range.covers(addr, *len));
-                assert_eq!(map.find(addr, *len, &guard), expected);
-            }
-        };
-        check(&map, &oracle, &mut reader);
-        if let Some(gone) = oracle.pop() {
-            prop_assert!(map.remove(gone));
-            prop_assert!(!map.remove(gone));
-            check(&map, &oracle, &mut reader);
-        }
-    }
-
-    #[test]
-    fn port_map_matches_whole_accesses(
-        ranges in prop::collection::vec((0_u16..=u16::MAX, 1_u64..64), 1..24),
-        probes in prop::collection::vec((0_u16..=u16::MAX, 1_u64..=8), 32),
-    ) {
-        let grace = Grace::new();
-        let map = PortMap::new(grace.clone());
-        let mut oracle: Vec<PortRange> = Vec::new();
-        for (first, len) in ranges {
-            let Ok(range) = PortRange::sized(first, len) else { continue };
-            let free = !oracle.iter().any(|other| other.overlaps(&range));
-            prop_assert_eq!(map.insert(range, &Arc::new(range)).is_ok(), free);
-            if free {
-                oracle.push(range);
-            }
-        }
-        let mut reader = grace.reader();
-        let guard = reader.enter();
-        let edges = oracle.iter().flat_map(|range| {
-            [range.first(), range.last(), range.first().wrapping_sub(1), range.last().wrapping_sub(3)]
-        });
-        for (port, len) in probes.iter().copied().chain(edges.map(|port| (port, 4))) {
-            let expected = oracle.iter().find(|range| range.covers(port, len));
-            prop_assert_eq!(map.find(port, len, &guard), expected);
-        }
-    }
-}
-
-#[test]
-fn the_ends_of_the_space_belong_to_it() {
-    let grace = Grace::new();
-    let map = RangeMap::new(grace.clone());
-    map.insert(
-        MmioRange::new(u64::MAX, u64::MAX).unwrap(),
-        &Arc::new("top"),
-    )
-    .unwrap();
-    map.insert(MmioRange::new(0, 0).unwrap(), &Arc::new("bottom"))
-        .unwrap();
-    let mut reader = grace.reader();
-    let guard = reader.enter();
-    assert_eq!(map.find(u64::MAX, 1, &guard), Some(&"top"));
-    assert_eq!(map.find(u64::MAX, 2, &guard), None);
-    assert_eq!(map.find(0, 1, &guard), Some(&"bottom"));
-    assert_eq!(map.find(0, 2, &guard), None);
 }
 
 #[test]
@@ -245,6 +164,53 @@ fn a_leaf_with_a_held_order_stays_so_that_a_page_never_has_two_orders() {
     map.unpark(Gfn(7));
     drop(map.find(Gfn(7), &guard).unwrap().lock().unwrap());
     assert!(!map.park(Gfn(8)), "not tracked");
+}
+
+#[test]
+fn a_leaf_that_could_not_go_goes_with_a_later_change() {
+    let grace = Grace::new();
+    let map = PageMap::new(Gfn(2047), grace.clone()).unwrap();
+    map.insert(pages(7, 1), &Counted::new(1)).unwrap();
+    map.insert(pages(1024, 1), &Counted::new(2)).unwrap();
+    let mut reader = grace.reader();
+    let guard = reader.enter();
+    let order = map.find(Gfn(7), &guard).unwrap().lock().unwrap();
+    assert_eq!(map.remove(pages(0, 512)), 1);
+    assert_eq!(map.leaf_bytes(), 2 * 4608, "an order in it is held");
+    drop(order);
+    assert_eq!(map.remove(pages(1024, 1)), 1);
+    assert_eq!(map.leaf_bytes(), 0);
+}
+
+#[test]
+fn a_route_belongs_to_one_map() {
+    let grace = Grace::new();
+    let first = PageMap::new(Gfn(7), grace.clone()).unwrap();
+    let second = PageMap::new(Gfn(7), Grace::new()).unwrap();
+    let route = Counted::new(());
+    first.insert(pages(0, 1), &route).unwrap();
+    let err = second.insert(pages(0, 1), &route).unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::InvalidArgument);
+    second.insert(pages(0, 1), &Counted::new(())).unwrap();
+    let err = second.replace(pages(0, 1), &route).unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::InvalidArgument);
+    first.clear();
+    first.insert(pages(0, 1), &route).unwrap();
+}
+
+#[test]
+fn a_refused_insertion_or_replacement_changes_nothing() {
+    let grace = Grace::new();
+    let map = PageMap::new(Gfn(2047), grace.clone()).unwrap();
+    let (old, new) = (Counted::new("old"), Counted::new("new"));
+    map.insert(pages(1000, 1), &old).unwrap();
+    let err = map.insert(pages(0, 2048), &new).unwrap_err();
+    assert!(err.to_string().contains("0x3e8"), "names the page: {err}");
+    let err = map.replace(pages(1000, 2), &new).unwrap_err();
+    assert!(err.to_string().contains("0x3e9"), "names the page: {err}");
+    assert_eq!(map.ranges(), [pages(1000, 1)]);
+    assert_eq!(**map.route_of(Gfn(1000)).unwrap(), "old");
+    assert_eq!(Arc::strong_count(&new), 1);
 }
 
 #[test]

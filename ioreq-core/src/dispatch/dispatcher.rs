@@ -5,14 +5,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
-use super::{Grace, PortMap, RangeMap, ReadGuard, Route};
+use super::{Conflict, Grace, PortMap, RangeMap, ReadGuard, Route};
 use crate::error::{Error, ErrorKind, Op, Result};
 use crate::handler::Handler;
 use crate::ids::Sbdf;
 use crate::memory::Width;
-use crate::range::{IoRange, MmioRange, SbdfRange};
+use crate::range::{IoRange, MmioRange};
 use crate::routes::RouteId;
-use crate::stats::{PerWorker, RouteStats};
+use crate::stats::{PerWorker, RouteCounters, RouteStats};
 use crate::sync::{Mutex, MutexGuard};
 
 /// Finds routes without a lock; changes them under one.
@@ -27,8 +27,33 @@ pub(crate) struct Dispatcher {
 /// The control side's list of routes.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    routes: BTreeMap<RouteId, Arc<Route>>,
+    routes: BTreeMap<RouteId, Registered>,
     next: u64,
+}
+
+/// What stays of a route when its handler is replaced.
+#[derive(Debug)]
+struct Registered {
+    range: IoRange,
+    name: Arc<str>,
+    counters: Arc<PerWorker<RouteCounters>>,
+}
+
+impl Registered {
+    fn route(&self, handler: Arc<dyn Handler>) -> Route {
+        let base = match self.range {
+            IoRange::Port(ports) => ports.first().into(),
+            IoRange::Mmio(addrs) => addrs.first(),
+            IoRange::Pci(_) => 0,
+        };
+        Route {
+            handler,
+            base,
+            counters: Arc::clone(&self.counters),
+            range: self.range,
+            name: Arc::clone(&self.name),
+        }
+    }
 }
 
 impl Dispatcher {
@@ -63,7 +88,7 @@ impl Dispatcher {
 
     /// The route of a PCI function.
     pub(crate) fn pci<'g>(&self, sbdf: Sbdf, guard: &'g ReadGuard<'_>) -> Option<&'g Route> {
-        self.pci.find(sbdf.bits().into(), 1, guard)
+        self.pci.find(ecam(sbdf).first(), 1, guard)
     }
 
     /// The lock under which routes are changed, also across the hypercalls that go with it.
@@ -80,74 +105,56 @@ impl Dispatcher {
         handler: Arc<dyn Handler>,
         workers: usize,
     ) -> Result<RouteId> {
-        let id = RouteId::from_raw(known.next);
-        let base = match range {
-            IoRange::Port(ports) => ports.first().into(),
-            IoRange::Mmio(addrs) => addrs.first(),
-            IoRange::Pci(_) => 0,
-        };
-        let counters = Arc::new(PerWorker::new(workers));
-        let route = Arc::new(Route {
-            handler,
-            base,
-            counters,
+        let registered = Registered {
             range,
             name: name.into(),
-        });
-        self.publish(&route)?;
+            counters: Arc::new(PerWorker::new(workers)),
+        };
+        self.publish(range, registered.route(handler))?;
+        let id = RouteId::from_raw(known.next);
         known.next += 1;
-        known.routes.insert(id, route);
+        known.routes.insert(id, registered);
         Ok(id)
     }
 
-    fn publish(&self, route: &Arc<Route>) -> Result<()> {
-        let result = match route.range {
-            IoRange::Port(ports) => self.ports.insert(ports, route),
-            IoRange::Mmio(addrs) => self.mmio.insert(addrs, route),
-            IoRange::Pci(sbdf) => self.pci.insert(function(sbdf), route),
+    fn publish(&self, range: IoRange, route: Route) -> Result<()> {
+        let new = format!("{range} of {:?}", route.name);
+        let existing = match range {
+            IoRange::Port(ports) => self.ports.insert(ports, route).map_err(describe),
+            IoRange::Mmio(addrs) => self.mmio.insert(addrs, route).map_err(describe),
+            IoRange::Pci(sbdf) => self.pci.insert(ecam(sbdf), route).map_err(describe),
         };
-        result.map_err(|conflict| {
-            let existing = conflict.existing();
-            Error::new(Op::Route, ErrorKind::RouteConflict).conflict(
-                format!("{} of {:?}", route.range, route.name),
-                format!("{} of {:?}", existing.range, existing.name),
-            )
+        existing.map_err(|existing| {
+            Error::new(Op::Route, ErrorKind::RouteConflict).conflict(new, existing)
         })
     }
 
-    /// Gives a route another handler, in one step: every access finds the old or the new one.
+    /// Gives a route another handler: every access finds the old or the new one.
     pub(crate) fn replace(
         &self,
         known: &mut Known,
         id: RouteId,
         handler: Arc<dyn Handler>,
     ) -> Result<()> {
-        let old = known.routes.get_mut(&id).ok_or_else(|| gone(id))?;
-        let new = Arc::new(Route {
-            handler,
-            base: old.base,
-            counters: Arc::clone(&old.counters),
-            range: old.range,
-            name: Arc::clone(&old.name),
-        });
-        match old.range {
-            IoRange::Port(ports) => self.ports.replace(ports, &new),
-            IoRange::Mmio(addrs) => self.mmio.replace(addrs, &new),
-            IoRange::Pci(sbdf) => self.pci.replace(function(sbdf), &new),
+        let registered = known.routes.get(&id).ok_or_else(|| gone(id))?;
+        let route = registered.route(handler);
+        match registered.range {
+            IoRange::Port(ports) => self.ports.replace(ports, route),
+            IoRange::Mmio(addrs) => self.mmio.replace(addrs, route),
+            IoRange::Pci(sbdf) => self.pci.replace(ecam(sbdf), route),
         };
-        *old = new;
         Ok(())
     }
 
-    /// Removes a route; returns what it was.
-    pub(crate) fn retract(&self, known: &mut Known, id: RouteId) -> Result<Arc<Route>> {
-        let route = known.routes.remove(&id).ok_or_else(|| gone(id))?;
-        match route.range {
+    /// Removes a route. Its handler is freed later, by [`Grace::collect`].
+    pub(crate) fn retract(&self, known: &mut Known, id: RouteId) -> Result<()> {
+        let registered = known.routes.remove(&id).ok_or_else(|| gone(id))?;
+        match registered.range {
             IoRange::Port(ports) => self.ports.remove(ports),
             IoRange::Mmio(addrs) => self.mmio.remove(addrs),
-            IoRange::Pci(sbdf) => self.pci.remove(function(sbdf)),
+            IoRange::Pci(sbdf) => self.pci.remove(ecam(sbdf)),
         };
-        Ok(route)
+        Ok(())
     }
 
     /// Every route's name and statistics.
@@ -173,8 +180,13 @@ fn gone(id: RouteId) -> Error {
     Error::new(Op::Route, ErrorKind::NoSuchRoute).about(id.to_string())
 }
 
-/// A PCI function as a range of one key.
-fn function(sbdf: Sbdf) -> MmioRange {
-    let key = SbdfRange::from(sbdf).first().into();
-    MmioRange::new(key, key).expect("one key is a range")
+fn describe<S>(conflict: Conflict<S, Route>) -> String {
+    let existing = conflict.existing();
+    format!("{} of {:?}", existing.route.range, existing.route.name)
+}
+
+/// Where a PCI function would lie in an ECAM window of all segments: 4 KiB each, which the map finds without searching.
+fn ecam(sbdf: Sbdf) -> MmioRange {
+    let first = u64::from(sbdf.bits()) << 12;
+    MmioRange::new(first, first + 0xfff).expect("44 bits")
 }

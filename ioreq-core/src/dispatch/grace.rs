@@ -7,7 +7,8 @@
 //! and quiescing copy the number into the reader's own word, so a word of at least *n* says: this reader has let go of
 //! everything that was removed before the number became *n*.
 //!
-//! * Unlink, fence, then count up: whoever reads the new number sees the unlinking (Release/Acquire on the number).
+//! * Unlink, fence, then count up: whoever reads the new number sees the unlinking (Release/Acquire on the number). What is
+//!   retired is counted in batches, when somebody collects: counting each would take the number's cache line from readers.
 //! * A reader that goes on line stores its word, then a fence, then looks. A collector fences, then reads the words. Of two
 //!   SeqCst fences one is first: either the collector sees the word and waits for the reader, or the reader sees the
 //!   unlinking and never had the thing.
@@ -17,6 +18,8 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 
 use crossbeam::utils::{Backoff, CachePadded};
@@ -60,10 +63,19 @@ loom::thread_local! {
 /// assert!(freed.load(Ordering::Relaxed));
 /// ```
 pub struct Grace {
-    /// Counts retirements and synchronizations. Starts at 1, so that no word of an on-line reader is [`OFF_LINE`].
+    /// Counts batches and synchronizations. Starts at 1, so that no word of an on-line reader is [`OFF_LINE`].
     now: CachePadded<AtomicU64>,
     readers: Mutex<Vec<Word>>,
-    garbage: Mutex<VecDeque<(u64, Garbage)>>,
+    garbage: Mutex<Backlog>,
+}
+
+/// What waits to be freed.
+#[derive(Default)]
+struct Backlog {
+    /// Retired since the last batch was closed.
+    open: Vec<Garbage>,
+    /// Batches with the number that readers have to reach, in order.
+    closed: VecDeque<(u64, Vec<Garbage>)>,
 }
 
 impl Grace {
@@ -73,7 +85,7 @@ impl Grace {
         Arc::new(Grace {
             now: CachePadded::new(AtomicU64::new(1)),
             readers: Mutex::new(Vec::new()),
-            garbage: Mutex::new(VecDeque::new()),
+            garbage: Mutex::new(Backlog::default()),
         })
     }
 
@@ -89,29 +101,48 @@ impl Grace {
     }
 
     /// Keeps `free` until no reader can hold any more what was unlinked before this call; [`collect`](Self::collect) runs
-    /// it. Runs nothing itself, so that it can be called under any lock.
+    /// it. Runs nothing itself and never waits for readers, so that it can be called anywhere and under any lock.
     pub fn retire(&self, free: impl FnOnce() + Send + 'static) {
-        let stamp = self.advance();
-        lock(&self.garbage).push_back((stamp, Box::new(free)));
+        let free: Garbage = Box::new(free);
+        lock(&self.garbage).open.push(free);
     }
 
-    /// Frees what can be freed now. Call it without a lock that what is freed may want.
+    /// Frees what can be freed now: all that was retired, if no reader is on line; otherwise what was retired before an
+    /// earlier call since which all of them have quiesced. Never waits. Call it without a lock that what is freed may want.
     pub fn collect(&self) {
+        if !self.close_batch() {
+            return;
+        }
         let seen = self.seen_by_all();
         loop {
-            // One at a time, and outside the lock: what is freed may retire more.
-            let free = {
+            // Batch by batch, and outside the lock: what is freed may retire more.
+            let batch = {
                 let mut garbage = lock(&self.garbage);
-                match garbage.front() {
-                    Some((stamp, _)) if *stamp <= seen => garbage.pop_front(),
+                match garbage.closed.front() {
+                    Some((stamp, _)) if *stamp <= seen => garbage.closed.pop_front(),
                     _ => None,
                 }
             };
-            match free {
-                Some((_, free)) => free(),
-                None => return,
+            let Some((_, batch)) = batch else { return };
+            for free in batch {
+                // The destructor of a handler is not ours; what else waits is freed all the same.
+                if catch_unwind(AssertUnwindSafe(free)).is_err() {
+                    tracing::error!("what was retired panicked when it was freed");
+                }
             }
         }
+    }
+
+    /// Counts up for what was retired since the last time; false if nothing waits.
+    fn close_batch(&self) -> bool {
+        let mut garbage = lock(&self.garbage);
+        if !garbage.open.is_empty() {
+            // Under the lock, so that the batches are in the order of their numbers.
+            let stamp = self.advance();
+            let batch = std::mem::take(&mut garbage.open);
+            garbage.closed.push_back((stamp, batch));
+        }
+        !garbage.closed.is_empty()
     }
 
     /// Waits until every reader that is on line has quiesced or gone off line: afterwards nobody holds what was unlinked
@@ -134,6 +165,18 @@ impl Grace {
         }
         self.collect();
         Ok(())
+    }
+
+    /// Number of things that were retired and not freed yet.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        let garbage = lock(&self.garbage);
+        garbage.open.len()
+            + garbage
+                .closed
+                .iter()
+                .map(|(_, batch)| batch.len())
+                .sum::<usize>()
     }
 
     /// Counts up, after what was unlinked.
@@ -185,7 +228,8 @@ impl Drop for Grace {
 
 impl fmt::Debug for Grace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (readers, garbage) = (lock(&self.readers).len(), lock(&self.garbage).len());
+        let readers = lock(&self.readers).len();
+        let garbage = self.backlog();
         f.debug_struct("Grace")
             .field("readers", &readers)
             .field("garbage", &garbage)
@@ -212,12 +256,18 @@ impl Reader {
         self.word.store(now, Ordering::Relaxed);
         // SeqCst: pairs with the collector's fence (see the module).
         fence(Ordering::SeqCst);
-        ReadGuard { reader: self }
+        ReadGuard {
+            reader: self,
+            on_this_thread: PhantomData,
+        }
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
+        // Release: as in `quiesce`. Off line already, unless a guard was forgotten; whoever waits for this reader must not wait
+        // for ever.
+        self.word.store(OFF_LINE, Ordering::Release);
         lock(&self.grace.readers).retain(|word| !Arc::ptr_eq(word, &self.word));
     }
 }
@@ -230,10 +280,24 @@ impl fmt::Debug for Reader {
 
 /// On line: what is found under this guard stays until it quiesces or ends.
 ///
+/// It stays on the thread that entered, so that [`Grace::synchronize`] knows who would wait for himself:
+///
+/// ```compile_fail,E0277
+/// # use ioreq_core::dispatch::Grace;
+/// let grace = Grace::new();
+/// let mut reader = grace.reader();
+/// let guard = reader.enter();
+/// std::thread::scope(|scope| {
+///     scope.spawn(move || drop(guard)); // not Send
+/// });
+/// ```
+///
 /// See [`Grace`] for an example.
 #[derive(Debug)]
 pub struct ReadGuard<'r> {
     reader: &'r mut Reader,
+    /// Neither Send nor Sync.
+    on_this_thread: PhantomData<*mut ()>,
 }
 
 impl ReadGuard<'_> {
@@ -348,5 +412,54 @@ mod tests {
         grace.collect();
         grace.collect();
         assert_eq!(freed.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_forgotten_guard_does_not_outlast_its_reader() {
+        let grace = Grace::new();
+        let mut reader = grace.reader();
+        std::mem::forget(reader.enter());
+        let waiter = std::thread::spawn({
+            let grace = Arc::clone(&grace);
+            move || grace.synchronize()
+        });
+        drop(reader);
+        waiter.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_destructor_that_panics_keeps_nothing_from_being_freed() {
+        let (grace, freed) = (Grace::new(), Arc::new(AtomicUsize::new(0)));
+        for _ in 0..2 {
+            let freed = Arc::clone(&freed);
+            grace.retire(|| panic!("destructor"));
+            grace.retire(move || {
+                freed.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        grace.collect();
+        assert_eq!((freed.load(Ordering::Relaxed), grace.backlog()), (2, 0));
+    }
+
+    #[test]
+    fn what_is_retired_after_a_batch_waits_for_the_next() {
+        let (grace, freed) = (Grace::new(), Arc::new(AtomicUsize::new(0)));
+        let retire = || {
+            let freed = Arc::clone(&freed);
+            grace.retire(move || {
+                freed.fetch_add(1, Ordering::Relaxed);
+            });
+        };
+        let mut reader = grace.reader();
+        let mut guard = reader.enter();
+        retire();
+        grace.collect(); // closes the batch
+        guard.quiesce();
+        retire(); // the reader may have seen this one after it quiesced
+        grace.collect();
+        assert_eq!((freed.load(Ordering::Relaxed), grace.backlog()), (1, 1));
+        guard.quiesce();
+        grace.collect();
+        assert_eq!((freed.load(Ordering::Relaxed), grace.backlog()), (2, 0));
     }
 }

@@ -9,24 +9,31 @@
 //!
 //! All of them change while readers run: what a reader finds, it may use until its [`ReadGuard`] quiesces or ends.
 
+mod counted;
 mod dispatcher;
 mod grace;
+mod leaf;
+mod link;
 mod order;
 mod page_map;
 mod port_map;
-mod published;
 mod range_map;
+mod ranged;
 mod route;
+mod tally;
 mod zeroed;
 
 #[cfg(all(test, loom))]
 mod model;
 
+pub use counted::Counted;
 pub use grace::{Grace, ReadGuard, Reader};
+pub use leaf::Page;
 pub use order::{Locked, Parked};
-pub use page_map::{Counted, Page, PageMap};
+pub use page_map::PageMap;
 pub use port_map::PortMap;
-pub use range_map::{Conflict, RangeMap};
+pub use range_map::RangeMap;
+pub use ranged::{Conflict, Ranged};
 
 pub(crate) use dispatcher::Dispatcher;
 pub(crate) use route::{PageRoute, Route, TrackerShared};

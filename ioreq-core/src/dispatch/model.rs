@@ -1,22 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Loom models of publish, retract, synchronize and the order byte, on the very source. Bound: 3 preemptions for the first
-//! two, 2 for the third; seconds each in a release build.
+//! Loom models of publish, retract, synchronize and the order byte, on the very source, with tables of two entries a level.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p ioreq-core --release --lib dispatch::model`
 
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::thread;
 
-use super::published::Published;
 use super::*;
 use crate::ids::Gfn;
+use crate::range::{GfnRange, MmioRange, PortRange};
 
 /// A value that knows when it has been dropped.
 struct Tracked(Arc<AtomicBool>);
 
+impl Tracked {
+    fn new() -> (Self, Arc<AtomicBool>) {
+        let dropped = Arc::new(AtomicBool::new(false));
+        (Tracked(Arc::clone(&dropped)), dropped)
+    }
+
+    /// What a handler does: it may take its time, and may not be freed meanwhile.
+    fn call(&self) {
+        assert!(
+            !self.0.load(Ordering::Relaxed),
+            "freed before it was called"
+        );
+        thread::yield_now();
+        assert!(!self.0.load(Ordering::Relaxed), "freed under a reader");
+    }
+}
+
 impl Drop for Tracked {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -27,37 +45,39 @@ fn model(preemptions: usize, body: impl Fn() + Sync + Send + 'static) {
     model.check(body);
 }
 
+fn addrs(first: u64, last: u64) -> MmioRange {
+    MmioRange::new(first, last).unwrap()
+}
+
+/// A range that shares its page with another comes and goes: entry, list and table change under the reader.
 #[test]
 fn loom_a_reader_never_holds_what_was_freed() {
     model(3, || {
         let grace = Grace::new();
-        let (first, second) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(AtomicBool::new(false)),
-        );
-        let value = std::sync::Arc::new(Published::new(Tracked(Arc::clone(&first)), grace.clone()));
+        let map = std::sync::Arc::new(RangeMap::new(grace.clone()));
+        let ((first, first_dropped), (second, second_dropped)) = (Tracked::new(), Tracked::new());
+        map.insert(addrs(0, 0), first).unwrap();
         let mut reader = grace.reader();
         let looks = thread::spawn({
-            let value = value.clone();
+            let map = map.clone();
             move || {
                 let mut guard = reader.enter();
-                for _ in 0..2 {
-                    let found = value.load(&guard);
-                    thread::yield_now();
-                    assert!(
-                        !found.0.load(Ordering::Acquire),
-                        "freed while a reader held it"
-                    );
+                for addr in [0, 1] {
+                    if let Some(found) = map.find(addr, 1, &guard) {
+                        found.call();
+                    }
                     guard.quiesce();
                 }
             }
         });
-        value.publish(Tracked(Arc::clone(&second)));
+        map.insert(addrs(1, 1), second).unwrap();
+        assert!(map.remove(addrs(0, 0)));
         grace.collect();
+        assert!(map.remove(addrs(1, 1)));
         looks.join().unwrap();
         grace.collect();
-        assert!(first.load(Ordering::Acquire), "never freed");
-        assert!(!second.load(Ordering::Acquire));
+        assert!(first_dropped.load(Ordering::Relaxed), "never freed");
+        assert!(second_dropped.load(Ordering::Relaxed), "never freed");
     });
 }
 
@@ -67,18 +87,21 @@ fn loom_synchronize_returns_after_the_last_call_of_a_removed_route() {
         let grace = Grace::new();
         let ports = std::sync::Arc::new(PortMap::new(grace.clone()));
         let running = Arc::new(AtomicUsize::new(0));
-        let range = crate::PortRange::new(1, 2).unwrap();
-        let _new = ports.insert(range, &std::sync::Arc::new(()));
+        let range = PortRange::new(1, 2).unwrap();
+        ports.insert(range, ()).unwrap();
         let mut reader = grace.reader();
         let worker = thread::spawn({
             let (ports, running) = (ports.clone(), Arc::clone(&running));
             move || {
-                let guard = reader.enter();
-                if ports.find(1, 1, &guard).is_some() {
-                    // The handler runs.
-                    running.fetch_add(1, Ordering::Relaxed);
-                    thread::yield_now();
-                    running.fetch_sub(1, Ordering::Relaxed);
+                let mut guard = reader.enter();
+                for _ in 0..2 {
+                    if ports.find(1, 1, &guard).is_some() {
+                        // The handler runs.
+                        running.fetch_add(1, Ordering::Relaxed);
+                        thread::yield_now();
+                        running.fetch_sub(1, Ordering::Relaxed);
+                    }
+                    guard.quiesce();
                 }
             }
         });
@@ -90,6 +113,77 @@ fn loom_synchronize_returns_after_the_last_call_of_a_removed_route() {
             "a handler of the removed route runs"
         );
         worker.join().unwrap();
+    });
+}
+
+/// Two threads retire and collect, one reads.
+#[test]
+fn loom_garbage_of_one_thread_is_freed_by_another_in_time() {
+    model(2, || {
+        let grace = Grace::new();
+        let map = std::sync::Arc::new(PortMap::new(grace.clone()));
+        let (route, dropped) = Tracked::new();
+        let range = PortRange::new(0, 0).unwrap();
+        map.insert(range, route).unwrap();
+        let mut reader = grace.reader();
+        let looks = thread::spawn({
+            let map = map.clone();
+            move || {
+                let guard = reader.enter();
+                if let Some(found) = map.find(0, 1, &guard) {
+                    found.call();
+                }
+            }
+        });
+        let collects = thread::spawn({
+            let grace = grace.clone();
+            move || grace.collect()
+        });
+        assert!(map.remove(range));
+        grace.collect();
+        looks.join().unwrap();
+        collects.join().unwrap();
+        grace.collect();
+        assert!(dropped.load(Ordering::Relaxed), "never freed");
+    });
+}
+
+/// The only page of a leaf leaves and comes back while a reader is on its way to it: the leaf may go, and the page has
+/// another order then. Whoever holds an order and still finds a route is the only one.
+#[test]
+fn loom_a_page_that_comes_back_has_one_order() {
+    model(3, || {
+        let grace = Grace::new();
+        let pages = std::sync::Arc::new(PageMap::new(Gfn(1), grace.clone()).unwrap());
+        let page = GfnRange::from(Gfn(0));
+        let (route, dropped) = Tracked::new();
+        pages.insert(page, &Counted::new(route)).unwrap();
+        let inside = Arc::new(AtomicUsize::new(0));
+        let serve = |reader: &mut Reader, pages: &PageMap<Tracked>, inside: &AtomicUsize| {
+            let guard = reader.enter();
+            let Some(page) = pages.find(Gfn(0), &guard) else {
+                return;
+            };
+            let order = page.lock().unwrap();
+            if let Some(route) = page.route() {
+                assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0, "two at once");
+                route.call();
+                inside.fetch_sub(1, Ordering::Relaxed);
+            }
+            drop(order);
+        };
+        let mut reader = grace.reader();
+        let worker = thread::spawn({
+            let (pages, inside) = (pages.clone(), Arc::clone(&inside));
+            move || serve(&mut reader, &pages, &inside)
+        });
+        assert_eq!(pages.remove(page), 1);
+        let (again, _) = Tracked::new();
+        pages.insert(page, &Counted::new(again)).unwrap();
+        serve(&mut grace.reader(), &pages, &inside);
+        worker.join().unwrap();
+        grace.collect();
+        assert!(dropped.load(Ordering::Relaxed), "never freed");
     });
 }
 

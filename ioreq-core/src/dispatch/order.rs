@@ -43,9 +43,10 @@ impl Drop for Locked<'_> {
 
 #[inline]
 pub(super) fn lock(byte: &AtomicU8) -> Result<Locked<'_>, Parked> {
-    // Acquire: pairs with the Release of the last holder, and of `unpark`.
-    match byte.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed) {
-        Ok(_) => Ok(Locked(byte)),
+    // Acquire: pairs with the Release of the last holder, and of `unpark`. SeqCst besides: the order is taken before the
+    // route is looked at, or the leaf could be unlinked between (see `PageMap::unlink_if_empty`).
+    match byte.compare_exchange(FREE, HELD, Ordering::SeqCst, Ordering::Relaxed) {
+        Ok(_) => Ok(taken(byte)),
         Err(PARKED) => Err(Parked),
         Err(_) => lock_slow(byte),
     }
@@ -56,12 +57,19 @@ fn lock_slow(byte: &AtomicU8) -> Result<Locked<'_>, Parked> {
     let backoff = Backoff::new();
     loop {
         // As in `lock`; weak, because this is a loop.
-        match byte.compare_exchange_weak(FREE, HELD, Ordering::Acquire, Ordering::Relaxed) {
-            Ok(_) => return Ok(Locked(byte)),
+        match byte.compare_exchange_weak(FREE, HELD, Ordering::SeqCst, Ordering::Relaxed) {
+            Ok(_) => return Ok(taken(byte)),
             Err(PARKED) => return Err(Parked),
             Err(_) => pause(&backoff),
         }
     }
+}
+
+fn taken(byte: &AtomicU8) -> Locked<'_> {
+    // Loom takes SeqCst accesses for AcqRel ones; its fences are whole.
+    #[cfg(loom)]
+    crate::sync::atomic::fence(Ordering::SeqCst);
+    Locked(byte)
 }
 
 /// Leaves the page's writes unanswered from now on; false while one is being served.

@@ -2,14 +2,14 @@
 
 //! UNSAFETY: dereferences atomic pointers to routes; the registry of readers keeps what they point to.
 //!
-//! Ports: a table of 65536 pointers, mapped where it is touched, and the range that each route covers.
+//! Ports: a table of 65536 pointers, mapped where it is touched. Each leads to the route of the range that has the port.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 
 use super::grace::{Grace, ReadGuard};
-use super::range_map::Conflict;
+use super::ranged::{Conflict, Ranged};
 use super::zeroed::table;
 use crate::range::PortRange;
 use crate::sync::atomic::{AtomicPtr, Ordering};
@@ -18,40 +18,31 @@ use crate::sync::{Mutex, MutexGuard};
 /// Ports of the x86 I/O space.
 const PORTS: usize = if cfg!(loom) { 4 } else { 1 << 16 };
 
-/// What a port's pointer leads to.
-struct Entry<R> {
-    range: PortRange,
-    route: Arc<R>,
-}
+type Entry<R> = Ranged<PortRange, R>;
 
 /// Routes of port ranges that do not overlap.
 ///
 /// ```
-/// use std::sync::Arc;
 /// use ioreq_core::{PortRange, dispatch::{Grace, PortMap}};
 /// let grace = Grace::new();
 /// let ports = PortMap::new(grace.clone());
-/// let _ = ports.insert(PortRange::new(0x3f8, 0x3ff)?, &Arc::new("uart"));
+/// ports.insert(PortRange::new(0x3f8, 0x3ff)?, "uart")?;
 /// let mut reader = grace.reader();
 /// let guard = reader.enter();
 /// assert_eq!(ports.find(0x3fc, 4, &guard), Some(&"uart"));
 /// assert_eq!(ports.find(0x3fd, 4, &guard), None); // not wholly inside
-/// # Ok::<(), ioreq_core::RangeError>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct PortMap<R: Send + Sync + 'static> {
+    /// Null, or from `Arc::as_ptr` of the one entry that has the port.
     table: Box<[AtomicPtr<Entry<R>>]>,
-    /// The entries that the table points to, by first port: their owner until they are retired.
-    entries: Mutex<BTreeMap<u16, *mut Entry<R>>>,
+    /// The entries by first port. This owns them while the table points to them; then the garbage of `grace` does.
+    entries: Mutex<BTreeMap<u16, Arc<Entry<R>>>>,
     grace: Arc<Grace>,
 }
 
-// SAFETY: the raw pointers are owned by the map like boxes, of an `Entry<R>` that is Send + Sync because `R` is.
-unsafe impl<R: Send + Sync + 'static> Send for PortMap<R> {}
-// SAFETY: as above; shared access goes through atomics and the lock.
-unsafe impl<R: Send + Sync + 'static> Sync for PortMap<R> {}
-
 impl<R: Send + Sync + 'static> PortMap<R> {
-    /// An empty map.
+    /// An empty map, for readers of `grace`.
     #[must_use]
     pub fn new(grace: Arc<Grace>) -> Self {
         PortMap {
@@ -62,6 +53,9 @@ impl<R: Send + Sync + 'static> PortMap<R> {
     }
 
     /// The route whose range covers all `len` ports from `port` on.
+    ///
+    /// # Panics
+    /// If the guard is of another registry than the map.
     #[inline]
     #[must_use]
     pub fn find<'g>(&self, port: u16, len: u64, guard: &'g ReadGuard<'_>) -> Option<&'g R> {
@@ -71,83 +65,74 @@ impl<R: Send + Sync + 'static> PortMap<R> {
         // SAFETY: an entry in the table is freed only by garbage retired after the table stopped pointing to it; `guard` is of
         // the same registry (checked) and cannot quiesce while it is borrowed for `'g`.
         let entry: &'g Entry<R> = unsafe { entry.as_ref() }?;
-        entry.range.covers(port, len).then_some(&*entry.route)
+        entry.range.covers(port, len).then_some(&entry.route)
     }
 
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<u16, *mut Entry<R>>> {
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<u16, Arc<Entry<R>>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn point(&self, range: PortRange, to: *mut Entry<R>) {
+    fn point(&self, range: PortRange, to: *const Entry<R>) {
         let ports = usize::from(range.first())..=usize::from(range.last());
         for entry in self.table.get(ports).unwrap_or_default() {
             // Release: pairs with the Acquire in `find`.
-            entry.store(to, Ordering::Release);
+            entry.store(to.cast_mut(), Ordering::Release);
         }
     }
 
-    /// Adds a route.
+    /// Adds a route. When this returns, every look-up finds it.
     ///
     /// # Errors
     /// The [`Conflict`] if the range overlaps one that is there.
-    pub fn insert(&self, range: PortRange, route: &Arc<R>) -> Result<(), Conflict<R>> {
+    pub fn insert(&self, range: PortRange, route: R) -> Result<(), Conflict<PortRange, R>> {
         let mut entries = self.entries();
-        if let Some((_, last)) = entries.range(..=range.last()).next_back() {
-            // SAFETY: entries in the list are alive: they leave it before they are retired, under the lock that we hold.
-            let last = unsafe { &**last };
-            if last.range.overlaps(&range) {
-                return Err(Conflict::new(&last.route));
-            }
+        // The last that starts before our end is the only one that can reach into the range.
+        if let Some((_, last)) = entries.range(..=range.last()).next_back()
+            && last.range.overlaps(&range)
+        {
+            return Err(Conflict::new(last));
         }
-        let entry = Box::into_raw(Box::new(Entry {
-            range,
-            route: Arc::clone(route),
-        }));
+        let entry = Arc::new(Ranged { range, route });
+        self.point(range, Arc::as_ptr(&entry));
         entries.insert(range.first(), entry);
-        self.point(range, entry);
         Ok(())
     }
 
-    /// Gives the very range another route; false if it is not there.
-    pub fn replace(&self, range: PortRange, route: &Arc<R>) -> bool {
+    /// Gives this very range another route; false if it is not there.
+    pub fn replace(&self, range: PortRange, route: R) -> bool {
         let mut entries = self.entries();
         let Some(entry) = entries.get_mut(&range.first()) else {
             return false;
         };
-        let new = Box::into_raw(Box::new(Entry {
-            range,
-            route: Arc::clone(route),
-        }));
-        let old = std::mem::replace(entry, new);
-        self.point(range, new);
-        self.retire(old);
+        // A part of a range is not a range: half of its ports would go on to lead to what is freed.
+        if entry.range != range {
+            return false;
+        }
+        let old = std::mem::replace(entry, Arc::new(Ranged { range, route }));
+        self.point(range, Arc::as_ptr(entry));
+        self.grace.retire(move || drop(old));
         true
     }
 
-    /// Removes the very range; false if it is not there.
+    /// Removes this very range; false if it is not there. Never waits: what its route holds is freed later.
     pub fn remove(&self, range: PortRange) -> bool {
         let mut entries = self.entries();
-        let Some(entry) = entries.remove(&range.first()) else {
+        let whole = |entry: &Arc<Entry<R>>| entry.range == range;
+        if !entries.get(&range.first()).is_some_and(whole) {
             return false;
-        };
-        self.point(range, std::ptr::null_mut());
-        self.retire(entry);
+        }
+        let old = entries.remove(&range.first());
+        self.point(range, std::ptr::null());
+        self.grace.retire(move || drop(old));
         true
-    }
-
-    fn retire(&self, entry: *mut Entry<R>) {
-        // SAFETY: from `Box::into_raw`, taken out of the list by its one owner; the table does not point to it any more.
-        let entry = unsafe { Box::from_raw(entry) };
-        self.grace.retire(move || drop(entry));
     }
 }
 
 impl<R: Send + Sync + 'static> Drop for PortMap<R> {
     fn drop(&mut self) {
+        // A reader may hold what it found longer than the map lives.
         let entries = std::mem::take(&mut *self.entries());
-        for entry in entries.into_values() {
-            self.retire(entry);
-        }
+        self.grace.retire(move || drop(entries));
         self.grace.collect();
     }
 }

@@ -1,172 +1,283 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Ranges of a 64-bit space: MMIO addresses, and PCI functions by their packed form.
+//! UNSAFETY: follows links of the index; the registry of readers keeps what they lead to.
 //!
-//! Readers look at an immutable, sorted snapshot; a change publishes a new one.
+//! Ranges of a 64-bit space: MMIO addresses, and PCI functions as they lie in an ECAM window.
+//!
+//! An index by address, so that a look-up costs the same few dependent loads however many ranges there are: the root has a
+//! link per 2 MiB of the first 2^40 bytes, a table below it one per 4 KiB. A link leads straight to a range where only one
+//! touches its piece, so a large range costs a link per 2 MiB, and a lone one no table. Pages that several ranges share have
+//! a short sorted list, and so has all that lies above. The root is zeroed memory, mapped where it is touched.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 
 use super::grace::{Grace, ReadGuard};
-use super::published::Published;
+use super::link::{Entry, FINER_SHIFT, Finer, Lead, Link, List, Target, Unlinked};
+use super::ranged::{Conflict, Ranged};
+use super::zeroed::table;
 use crate::range::MmioRange;
 use crate::sync::{Mutex, MutexGuard};
 
-/// A range overlaps one that is there.
-///
-/// ```
-/// use std::sync::Arc;
-/// use ioreq_core::{MmioRange, dispatch::{Grace, RangeMap}};
-/// let ranges = RangeMap::new(Grace::new());
-/// ranges.insert(MmioRange::new(0, 0xfff)?, &Arc::new("first")).unwrap();
-/// let conflict = ranges.insert(MmioRange::new(0xfff, 0x1fff)?, &Arc::new("second")).unwrap_err();
-/// assert_eq!(**conflict.existing(), "first");
-/// # Ok::<(), ioreq_core::RangeError>(())
-/// ```
-pub struct Conflict<R>(Arc<R>);
+/// log2 of the addresses of a page.
+const PAGE_SHIFT: u32 = if cfg!(loom) { 1 } else { 12 };
+/// log2 of the addresses under a link of the root.
+const REGION_SHIFT: u32 = PAGE_SHIFT + FINER_SHIFT;
+/// Links of the root.
+const REGIONS: u64 = if cfg!(loom) { 2 } else { 1 << 19 };
+/// The last address that the root knows.
+const NEAR_LAST: u64 = (REGIONS << REGION_SHIFT) - 1;
 
-impl<R> Conflict<R> {
-    pub(super) fn new(existing: &Arc<R>) -> Self {
-        Conflict(Arc::clone(existing))
-    }
-
-    /// The route that is there.
-    #[must_use]
-    pub fn existing(&self) -> &Arc<R> {
-        &self.0
-    }
-}
-
-impl<R> fmt::Debug for Conflict<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Conflict").finish_non_exhaustive()
-    }
-}
-
-struct Entry<R> {
-    last: u64,
-    route: Arc<R>,
-}
-
-/// All ranges at one moment: their first addresses, sorted and dense for the search, and what belongs to each.
-struct Snapshot<R> {
-    firsts: Box<[u64]>,
-    entries: Box<[Entry<R>]>,
-}
-
-impl<R> Snapshot<R> {
-    /// The one range that can hold `addr`: the last that starts at or before it.
-    #[inline]
-    fn below(&self, addr: u64) -> Option<(u64, &Entry<R>)> {
-        let at = self
-            .firsts
-            .partition_point(|first| *first <= addr)
-            .checked_sub(1)?;
-        Some((*self.firsts.get(at)?, self.entries.get(at)?))
-    }
-}
+/// The ranges by first address.
+type Entries<R> = BTreeMap<u64, Arc<Entry<R>>>;
 
 /// Routes of ranges that do not overlap.
 ///
 /// ```
-/// use std::sync::Arc;
 /// use ioreq_core::{MmioRange, dispatch::{Grace, RangeMap}};
 /// let grace = Grace::new();
 /// let ranges = RangeMap::new(grace.clone());
-/// ranges.insert(MmioRange::sized(0xe000_0000, 0x1000)?, &Arc::new("bar0")).unwrap();
+/// ranges.insert(MmioRange::sized(0xe000_0000, 0x1000)?, "bar0")?;
 /// let mut reader = grace.reader();
 /// let guard = reader.enter();
 /// assert_eq!(ranges.find(0xe000_0ffc, 4, &guard), Some(&"bar0"));
 /// assert_eq!(ranges.find(0xe000_0ffd, 4, &guard), None); // not wholly inside
-/// # Ok::<(), ioreq_core::RangeError>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct RangeMap<R: Send + Sync + 'static> {
-    snapshot: Published<Snapshot<R>>,
-    /// What the snapshot is made from, sorted by first address.
-    ranges: Mutex<Vec<(MmioRange, Arc<R>)>>,
+    root: Box<[Link<R>]>,
+    /// Everything above [`NEAR_LAST`].
+    far: Link<R>,
+    /// Owns the entries that links lead to; when no link does any more, the garbage of `grace` owns them.
+    entries: Mutex<Entries<R>>,
+    grace: Arc<Grace>,
 }
 
 impl<R: Send + Sync + 'static> RangeMap<R> {
-    /// An empty map.
+    /// An empty map, for readers of `grace`.
     #[must_use]
     pub fn new(grace: Arc<Grace>) -> Self {
-        let empty = Snapshot {
-            firsts: Box::default(),
-            entries: Box::default(),
-        };
         RangeMap {
-            snapshot: Published::new(empty, grace),
-            ranges: Mutex::new(Vec::new()),
+            root: table(usize::try_from(REGIONS).unwrap_or(usize::MAX)),
+            far: super::zeroed::Zero::zero(),
+            entries: Mutex::new(Entries::new()),
+            grace,
         }
     }
 
     /// The route whose range covers all `len` addresses from `addr` on.
+    ///
+    /// # Panics
+    /// If the guard is of another registry than the map.
     #[inline]
     #[must_use]
     pub fn find<'g>(&self, addr: u64, len: u64, guard: &'g ReadGuard<'_>) -> Option<&'g R> {
-        let (first, entry) = self.snapshot.load(guard).below(addr)?;
-        let range = MmioRange::new(first, entry.last).ok()?;
-        range.covers(addr, len).then_some(&*entry.route)
-    }
-
-    fn ranges(&self) -> MutexGuard<'_, Vec<(MmioRange, Arc<R>)>> {
-        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn publish(&self, ranges: &[(MmioRange, Arc<R>)]) {
-        let firsts = ranges.iter().map(|(range, _)| range.first()).collect();
-        let entry = |(range, route): &(MmioRange, Arc<R>)| Entry {
-            last: range.last(),
-            route: Arc::clone(route),
+        guard.check(&self.grace);
+        // SAFETY: `guard` is of the registry that what links lead to is retired to (checked), and cannot quiesce in `'g`.
+        let mut target: Target<'g, R> = unsafe { self.region(addr >> REGION_SHIFT).follow() };
+        if let Target::Finer(finer) = target {
+            // SAFETY: as above.
+            target = unsafe { finer.link(addr >> PAGE_SHIFT).follow() };
+        }
+        let entry: &'g Entry<R> = match target {
+            Target::One(entry) => entry,
+            // SAFETY: as above.
+            Target::List(list) => unsafe { list.below(addr) }?,
+            Target::Nobody | Target::Finer(_) => return None,
         };
-        let entries = ranges.iter().map(entry).collect();
-        self.snapshot.publish(Snapshot { firsts, entries });
+        entry.range.covers(addr, len).then_some(&entry.route)
     }
 
-    /// Adds a route.
+    /// The link of the region with this number; of all that lies above, the same.
+    #[inline]
+    fn region(&self, number: u64) -> &Link<R> {
+        let index = usize::try_from(number).ok();
+        index
+            .and_then(|index| self.root.get(index))
+            .unwrap_or(&self.far)
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries<R>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a route. When this returns, every look-up finds it.
     ///
     /// # Errors
     /// The [`Conflict`] if the range overlaps one that is there.
-    pub fn insert(&self, range: MmioRange, route: &Arc<R>) -> Result<(), Conflict<R>> {
-        let mut ranges = self.ranges();
-        let at = ranges.partition_point(|(other, _)| other.first() <= range.last());
-        if let Some((other, existing)) = at.checked_sub(1).and_then(|before| ranges.get(before))
-            && other.overlaps(&range)
-        {
+    pub fn insert(&self, range: MmioRange, route: R) -> Result<(), Conflict<MmioRange, R>> {
+        let mut entries = self.entries();
+        if let Some(existing) = touching(&entries, range).next() {
             return Err(Conflict::new(existing));
         }
-        ranges.insert(at, (range, Arc::clone(route)));
-        self.publish(&ranges);
+        let entry = Arc::new(Ranged { range, route });
+        entries.insert(range.first(), Arc::clone(&entry));
+        self.relink(&entries, range, Some(&entry), None);
         Ok(())
     }
 
-    /// Gives the very range another route; false if it is not there.
-    pub fn replace(&self, range: MmioRange, route: &Arc<R>) -> bool {
-        let mut ranges = self.ranges();
-        let Some((_, old)) = ranges.iter_mut().find(|(other, _)| *other == range) else {
+    /// Gives this very range another route; false if it is not there.
+    pub fn replace(&self, range: MmioRange, route: R) -> bool {
+        let mut entries = self.entries();
+        let Some(entry) = entries.get_mut(&range.first()) else {
             return false;
         };
-        *old = Arc::clone(route);
-        self.publish(&ranges);
+        if entry.range != range {
+            return false;
+        }
+        let new = Arc::new(Ranged { range, route });
+        let old = std::mem::replace(entry, Arc::clone(&new));
+        self.relink(&entries, range, Some(&new), Some(old));
         true
     }
 
-    /// Removes the very range; false if it is not there.
+    /// Removes this very range; false if it is not there. Never waits: what its route holds is freed later.
     pub fn remove(&self, range: MmioRange) -> bool {
-        let mut ranges = self.ranges();
-        let Some(at) = ranges.iter().position(|(other, _)| *other == range) else {
+        let mut entries = self.entries();
+        let whole = |entry: &Arc<Entry<R>>| entry.range == range;
+        if !entries.get(&range.first()).is_some_and(whole) {
             return false;
-        };
-        ranges.remove(at);
-        self.publish(&ranges);
+        }
+        let old = entries.remove(&range.first());
+        self.relink(&entries, range, None, old);
         true
+    }
+
+    /// Makes the links of `changed` lead to what `entries` says; `new` is the entry there now, `old` the one that was.
+    fn relink(
+        &self,
+        entries: &Entries<R>,
+        changed: MmioRange,
+        new: Option<&Arc<Entry<R>>>,
+        old: Option<Arc<Entry<R>>>,
+    ) {
+        let change = Change {
+            entries,
+            changed,
+            new,
+        };
+        let mut unlinked = Unlinked::new(old);
+        let last = changed.last().min(NEAR_LAST);
+        // Empty if all of it is far.
+        for number in changed.first() >> REGION_SHIFT..=last >> REGION_SHIFT {
+            self.relink_region(&change, number, &mut unlinked);
+        }
+        if changed.last() > NEAR_LAST
+            && let Ok(far) = MmioRange::new(NEAR_LAST + 1, u64::MAX)
+        {
+            self.far.lead(change.lead(far), &mut unlinked);
+        }
+        // Entries, lists and tables go together, after the last link that led to one of them.
+        unlinked.retire(&self.grace);
+    }
+
+    fn relink_region(&self, change: &Change<'_, R>, number: u64, unlinked: &mut Unlinked<R>) {
+        let link = self.region(number);
+        let region = piece(number, REGION_SHIFT);
+        // SAFETY: links change under the lock that our caller holds.
+        if let Target::Finer(finer) = unsafe { link.follow() } {
+            for page in pages(region, change.changed) {
+                finer
+                    .link(page)
+                    .lead(change.lead(piece(page, PAGE_SHIFT)), unlinked);
+            }
+            // A table stays until nobody is left: one that comes and goes costs no table each time.
+            if change.touching(region).next().is_none() {
+                link.lead(Lead::Nobody, unlinked);
+            }
+            return;
+        }
+        let lead = match change.lead(region) {
+            // Too coarse for a list: look at its pages.
+            Lead::List(_) => {
+                let finer = Finer::new();
+                for page in pages(region, region) {
+                    finer
+                        .link(page)
+                        .lead(change.lead(piece(page, PAGE_SHIFT)), unlinked);
+                }
+                Lead::Finer(finer)
+            }
+            lead => lead,
+        };
+        link.lead(lead, unlinked);
+    }
+}
+
+/// A range that comes or goes.
+struct Change<'a, R> {
+    /// As they are afterwards.
+    entries: &'a Entries<R>,
+    changed: MmioRange,
+    new: Option<&'a Arc<Entry<R>>>,
+}
+
+impl<'a, R> Change<'a, R> {
+    /// The entries that touch `piece`, in order.
+    fn touching(&self, piece: MmioRange) -> impl Iterator<Item = &'a Arc<Entry<R>>> + use<'a, R> {
+        touching(self.entries, piece)
+    }
+
+    /// What the link of `piece` has to lead to.
+    fn lead(&self, piece: MmioRange) -> Lead<R> {
+        if self.changed.first() <= piece.first() && piece.last() <= self.changed.last() {
+            // Ranges are disjoint: nobody else is here.
+            return self
+                .new
+                .map_or(Lead::Nobody, |entry| Lead::One(Arc::as_ptr(entry)));
+        }
+        let mut here = self.touching(piece);
+        match (here.next(), here.next()) {
+            (None, _) => Lead::Nobody,
+            (Some(entry), None) => Lead::One(Arc::as_ptr(entry)),
+            _ => Lead::List(List::new(self.touching(piece))),
+        }
+    }
+}
+
+/// The entries that touch `piece`, in order.
+fn touching<R>(
+    entries: &Entries<R>,
+    piece: MmioRange,
+) -> impl Iterator<Item = &Arc<Entry<R>>> + use<'_, R> {
+    let reaching_in = entries.range(..piece.first()).next_back();
+    let reaching_in = reaching_in.filter(|(_, entry)| entry.range.overlaps(&piece));
+    let inside = entries.range(piece.first()..=piece.last());
+    reaching_in
+        .into_iter()
+        .chain(inside)
+        .map(|(_, entry)| entry)
+}
+
+/// The addresses of the piece with this number, of those of size `1 << shift`.
+fn piece(number: u64, shift: u32) -> MmioRange {
+    let first = number << shift;
+    MmioRange::new(first, first | ((1 << shift) - 1)).expect("its low bits are all ones")
+}
+
+/// Numbers of the pages of `region` that `part` touches, which is one at least.
+fn pages(region: MmioRange, part: MmioRange) -> impl Iterator<Item = u64> {
+    let first = region.first().max(part.first()) >> PAGE_SHIFT;
+    let last = region.last().min(part.last()) >> PAGE_SHIFT;
+    first..=last
+}
+
+impl<R: Send + Sync + 'static> Drop for RangeMap<R> {
+    fn drop(&mut self) {
+        let ranges: Vec<_> = self.entries().values().map(|entry| entry.range).collect();
+        // A reader may hold what it found longer than the map lives, so this is the ordinary way out.
+        for range in ranges {
+            self.remove(range);
+        }
+        self.grace.collect();
     }
 }
 
 impl<R: Send + Sync + 'static> fmt::Debug for RangeMap<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RangeMap")
-            .field("ranges", &self.ranges().len())
+            .field("ranges", &self.entries().len())
             .finish_non_exhaustive()
     }
 }

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! UNSAFETY: dereferences atomic pointers to routes; the registry of readers keeps what they point to.
+//!
+//! The leaf of the page map: 512 frames, a pointer and an order byte each, and nothing else.
+
+use std::fmt;
+
+use super::counted::Counted;
+use super::order::{self, Locked, Parked};
+use super::zeroed::Zero;
+use crate::ids::Gfn;
+use crate::range::GfnRange;
+use crate::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
+
+/// log2 of the frames of a leaf.
+pub(super) const LEAF_SHIFT: u32 = if cfg!(loom) { 1 } else { 9 };
+/// Frames of a leaf.
+pub(super) const LEAF: usize = 1 << LEAF_SHIFT;
+
+/// The entry of one frame: null, or a route that the map holds.
+pub(super) type Entry<R> = AtomicPtr<Counted<R>>;
+
+/// [`LEAF`] frames.
+pub(super) struct Leaf<R> {
+    routes: [Entry<R>; LEAF],
+    orders: [AtomicU8; LEAF],
+}
+
+// SAFETY: two arrays of types that are valid when zeroed.
+unsafe impl<R> Zero for Leaf<R> {
+    fn zero() -> Self {
+        Leaf {
+            routes: std::array::from_fn(|_| Zero::zero()),
+            orders: std::array::from_fn(|_| Zero::zero()),
+        }
+    }
+}
+
+impl<R> Leaf<R> {
+    /// The page of `gfn`, of which only the place in the leaf matters.
+    #[inline]
+    pub(super) fn page(&self, gfn: Gfn) -> Page<'_, R> {
+        let at = place(gfn.0);
+        Page {
+            route: &self.routes[at],
+            order: &self.orders[at],
+        }
+    }
+
+    /// The entries of `part`, which lies within the leaf.
+    pub(super) fn routes(&self, part: GfnRange) -> &[Entry<R>] {
+        &self.routes[place(part.first())..=place(part.last())]
+    }
+
+    /// The orders of `part`, which lies within the leaf.
+    pub(super) fn orders(&self, part: GfnRange) -> &[AtomicU8] {
+        &self.orders[place(part.first())..=place(part.last())]
+    }
+
+    /// Whether no order in it is held or parked.
+    pub(super) fn is_free(&self) -> bool {
+        self.orders.iter().all(order::is_free)
+    }
+}
+
+/// The frame's place in its leaf.
+#[inline]
+fn place(gfn: u64) -> usize {
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "below the number of frames of a leaf"
+    )]
+    let at = (gfn & (LEAF as u64 - 1)) as usize;
+    at
+}
+
+/// A tracked page, found under a guard.
+///
+/// See [`PageMap`](super::PageMap) for an example.
+pub struct Page<'g, R> {
+    route: &'g Entry<R>,
+    order: &'g AtomicU8,
+}
+
+impl<'g, R> Page<'g, R> {
+    /// Takes the page's order: nobody else serves a write to the page while it is held.
+    ///
+    /// # Errors
+    /// [`Parked`] while the page is being unmarked.
+    #[inline]
+    pub fn lock(&self) -> Result<Locked<'g>, Parked> {
+        order::lock(self.order)
+    }
+
+    /// Where the page leads now; `None` if it is not tracked any more. If that is so although the page's order is held, the page
+    /// may have been tracked anew meanwhile, with another order: look it up again.
+    #[inline]
+    #[must_use]
+    pub fn route(&self) -> Option<&'g R> {
+        // Acquire: pairs with the Release of `PageMap::insert` and `replace`. SeqCst besides: after the taking of the order, if
+        // it was taken (see `PageMap::unlink_if_empty`).
+        let route = self.route.load(Ordering::SeqCst);
+        // SAFETY: a route in a leaf is kept by the map's strong count; that count is given up only by garbage retired after
+        // the pointer was overwritten, and the guard that `'g` borrows holds that garbage back.
+        unsafe { route.as_ref() }.map(Counted::route)
+    }
+
+    pub(super) fn order(&self) -> &'g AtomicU8 {
+        self.order
+    }
+
+    pub(super) fn entry(&self) -> &'g Entry<R> {
+        self.route
+    }
+}
+
+impl<R> fmt::Debug for Page<'_, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Page").finish_non_exhaustive()
+    }
+}
