@@ -85,6 +85,7 @@
 mod config;
 mod counts;
 mod cpu;
+mod dmop_bytes;
 mod domain;
 mod evtchn;
 mod fate;
