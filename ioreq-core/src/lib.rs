@@ -7,6 +7,9 @@
 //! hypervisor implements the traits of [`hypervisor`].
 
 pub mod abi;
+#[cfg(feature = "audit")]
+pub mod audit;
+#[cfg(not(feature = "audit"))]
 mod audit;
 pub mod claim;
 pub mod dispatch;

@@ -97,7 +97,7 @@ pub struct EngineStats {
     pub faults: u64,
     /// Those that were refused.
     pub bad: u64,
-    /// Bytes moved: read plus written for a copy, written for a fill.
+    /// Bytes written to targets.
     pub bytes: u64,
 }
 
@@ -121,7 +121,7 @@ struct Job {
     completion: Completion<()>,
 }
 
-type Observer = Box<dyn Fn(RootId) + Send + Sync>;
+type Observer = Box<dyn Fn(RootId, Root) + Send + Sync>;
 
 struct Shared {
     shadow: Shadow,
@@ -190,7 +190,7 @@ impl Engine {
 
     /// Calls `observer` at every submission, once the shadow is right and before any byte is moved.
     #[must_use]
-    pub fn observer(mut self, observer: impl Fn(RootId) + Send + Sync + 'static) -> Self {
+    pub fn observer(mut self, observer: impl Fn(RootId, Root) + Send + Sync + 'static) -> Self {
         self.configure().observer = Some(Box::new(observer));
         self
     }
@@ -230,20 +230,21 @@ impl Engine {
             *channel
         });
         let frame = Gfn(command.root >> 12);
-        let root = if command.root & 1 == 0 {
-            shared.shadow.find(Root::L4(frame))
+        let found = if command.root & 1 == 0 {
+            let root = Root::L4(frame);
+            shared.shadow.find(root).map(|id| (id, root))
         } else {
             shared.shadow.find_l3(frame)
         };
         let known = matches!(op, regs::COPY | regs::FILL) && command.length <= LONGEST;
-        let Some(root) = root.filter(|_| known) else {
+        let Some((id, root)) = found.filter(|_| known) else {
             shared.bad.fetch_add(1, Ordering::Relaxed);
             shared.done(channel, &command, Status::Bad);
             return WriteOutcome::Done;
         };
         shared.shadow.submit();
         if let Some(observer) = &shared.observer {
-            observer(root);
+            observer(id, root);
         }
         if let Some(jobs) = self.jobs.as_ref().filter(|_| command.length > INLINE) {
             shared.deferred.fetch_add(1, Ordering::Relaxed);
@@ -251,14 +252,14 @@ impl Engine {
             // A thread that is gone drops the job, and with it the completion, which answers.
             let _ended = jobs.send(Job {
                 channel,
-                root,
+                root: id,
                 command,
                 op,
                 completion,
             });
             return WriteOutcome::Defer(deferred);
         }
-        let status = shared.execute(root, &command, op);
+        let status = shared.execute(id, &command, op);
         shared.done(channel, &command, status);
         WriteOutcome::Done
     }
@@ -319,7 +320,6 @@ impl Shared {
                 {
                     return Status::Fault;
                 }
-                self.bytes.fetch_add(piece, Ordering::Relaxed);
             } else {
                 bytes.fill(command.value.to_le_bytes()[0]);
             }

@@ -110,9 +110,7 @@ impl<H: Hypervisor> Service<H> {
                 if core.log_limit.allow() {
                     tracing::warn!(domid = %core.hv.domid(), %vcpu, %malformed, "malformed request");
                 }
-                // Answered by its guard, as nobody's.
-                drop(taken);
-                self.notify(core, port);
+                self.finish(core, port, taken.refuse());
                 return;
             }
         };
@@ -146,12 +144,12 @@ impl<H: Hypervisor> Service<H> {
             }
             Kind::Unknown { .. } => {
                 counters.unknown.bump();
-                drop(taken);
-                self.notify(core, port);
+                self.finish(core, port, taken.refuse());
                 return;
             }
         };
         let answered = taken.answer(data);
+        audit::close();
         if let Some(started) = started {
             counters.latency.record(started.elapsed());
         }

@@ -99,14 +99,14 @@ impl Inner {
 
 /// The shadows of one guest's GPU page tables. A clone is another handle on the same.
 ///
-/// ```ignore
+/// ```
 /// use std::sync::Arc;
 /// use ioreq_backends::vgpu::{LinearMap, Root, Shadow};
 /// use ioreq_core::{Gfn, GuestMap, claim::PageTracker, server::IoreqServer};
 /// use ioreq_sim::{DomainConfig, Machine};
 ///
-/// let machine = Machine::builder().build();
-/// let domain = machine.create_domain(DomainConfig::default())?;
+/// let machine = Machine::new();
+/// let domain = machine.create_domain(DomainConfig::new(1))?;
 /// let server = IoreqServer::builder(domain.hypervisor()).build()?;
 /// let claim = server.claim_mem_type()?;
 /// let tracker = Arc::new(claim.tracker("ppgtt"));
@@ -229,7 +229,7 @@ impl Shadow {
 
     /// The 32-bit address space whose first directory is at `gfn`, the newest if there are several.
     #[must_use]
-    pub fn find_l3(&self, gfn: Gfn) -> Option<RootId> {
+    pub fn find_l3(&self, gfn: Gfn) -> Option<(RootId, Root)> {
         self.0.lock().find_l3(gfn)
     }
 

@@ -139,12 +139,11 @@ impl Structure {
             .map(|(id, _)| *id)
     }
 
-    pub(super) fn find_l3(&self, gfn: Gfn) -> Option<RootId> {
+    pub(super) fn find_l3(&self, gfn: Gfn) -> Option<(RootId, Root)> {
         let starts_there = |root| matches!(root, Root::L3([Some(first), ..]) if first == gfn);
-        self.roots
-            .iter()
-            .rev()
+        let mut newest_first = self.roots.iter().rev();
+        newest_first
             .find(|(_, state)| starts_there(state.root))
-            .map(|(id, _)| *id)
+            .map(|(id, state)| (*id, state.root))
     }
 }

@@ -3,9 +3,14 @@
 //! The atomics and locks that the request path uses, in one place, so that loom models, the audit build and the real
 //! thing run the same source. Code on a request's way takes its atomics and locks from here and nowhere else.
 
+#[cfg(all(feature = "audit", not(loom)))]
+mod audited;
+
+#[cfg(all(feature = "audit", not(loom)))]
+pub(crate) use audited::{Mutex, MutexGuard, atomic};
 #[cfg(loom)]
 pub(crate) use loom::sync::{Mutex, MutexGuard, atomic};
-#[cfg(not(loom))]
+#[cfg(not(any(loom, feature = "audit")))]
 pub(crate) use std::sync::{Mutex, MutexGuard, atomic};
 
 use crossbeam::utils::Backoff;

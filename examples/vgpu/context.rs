@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! One GPU context as the guest's driver keeps it: page tables written entry by entry, and buffers mapped in them.
+
+use std::collections::BTreeMap;
+
+use ioreq::sim::{Cpu, CpuFault};
+
+use crate::frames::Arena;
+
+const PRESENT: u64 = 1;
+const WRITABLE: u64 = 2;
+const LARGE: u64 = 0x80;
+const WIDE: u64 = 0x800;
+
+/// How a buffer is mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Single frames, 4 KiB entries.
+    Small,
+    /// Runs of 16 frames, 64 KiB entries.
+    Medium,
+    /// 512 frames, one 2 MiB entry.
+    Large,
+    /// The aperture: 1 GiB of memory that all contexts share, one 1 GiB entry.
+    Huge,
+}
+
+/// Memory that the GPU can reach.
+#[derive(Debug, Clone)]
+pub(crate) struct Buffer {
+    pub(crate) kind: Kind,
+    /// GPU address.
+    pub(crate) at: u64,
+    /// Frames in order; for `Large` and `Huge` the first of the run.
+    pub(crate) frames: Vec<u64>,
+    /// What the guest believes to be in it.
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// A context: a PML4 and what hangs below it.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) root: u64,
+    /// Tables by level (3: PDP, 2: PD, 1: PT) and first GPU address: frame and number of entries in use.
+    tables: BTreeMap<(u32, u64), (u64, u32)>,
+    pub(crate) buffers: Vec<Buffer>,
+    /// Its slice of the aperture.
+    pub(crate) slice: u64,
+    /// The next free 2 MiB of GPU addresses, and those that came free.
+    next: u64,
+}
+
+/// Writes entries as drivers do: mostly whole, sometimes in halves, low or high one first.
+pub(crate) struct Pen<'a> {
+    pub(crate) cpu: &'a mut Cpu,
+    pub(crate) random: &'a mut fastrand::Rng,
+}
+
+impl Pen<'_> {
+    fn entry(&mut self, table: u64, index: u64, entry: u64) -> Result<(), CpuFault> {
+        let at = (table << 12) + index * 8;
+        if self.random.u8(..100) >= 3 {
+            return self.cpu.store64(at, entry);
+        }
+        #[allow(clippy::cast_possible_truncation, reason = "the two halves")]
+        let (low, high) = (entry as u32, (entry >> 32) as u32);
+        if self.random.bool() {
+            self.cpu.store32(at, low)?;
+            self.cpu.store32(at + 4, high)
+        } else {
+            self.cpu.store32(at + 4, high)?;
+            self.cpu.store32(at, low)
+        }
+    }
+
+    /// Clears a page that is to be a table.
+    fn clear(&mut self, frame: u64) -> Result<(), CpuFault> {
+        (0..512).try_for_each(|index| self.cpu.store64((frame << 12) + index * 8, 0))
+    }
+}
+
+/// Bits of GPU address below the entries of a level.
+fn shift(level: u32) -> u32 {
+    12 + 9 * (level - 1)
+}
+
+fn index(addr: u64, level: u32) -> u64 {
+    addr >> shift(level) & 511
+}
+
+/// First GPU address of the table of `level` that maps `addr`.
+fn base(addr: u64, level: u32) -> u64 {
+    addr >> shift(level + 1) << shift(level + 1)
+}
+
+impl Context {
+    /// A context with an empty PML4.
+    pub(crate) fn new(pen: &mut Pen<'_>, arena: &mut Arena, slice: u64) -> Result<Self, CpuFault> {
+        let root = arena.table();
+        pen.clear(root)?;
+        Ok(Context {
+            root,
+            tables: BTreeMap::new(),
+            buffers: Vec::new(),
+            slice,
+            next: 0,
+        })
+    }
+
+    /// A place for a buffer, spread over directories.
+    pub(crate) fn place(&mut self, kind: Kind) -> u64 {
+        self.next += 1;
+        match kind {
+            Kind::Huge => 1 << 39,
+            // Every fourth one starts a new GiB, so that directories come and go as well.
+            _ => (self.next / 4 % 400) << 30 | (self.next % 400) << 21,
+        }
+    }
+
+    /// The table of `level` for `addr`, made and linked if need be.
+    fn table(
+        &mut self,
+        pen: &mut Pen<'_>,
+        arena: &mut Arena,
+        addr: u64,
+        level: u32,
+        wide: bool,
+    ) -> Result<u64, CpuFault> {
+        if level == 4 {
+            return Ok(self.root);
+        }
+        if let Some((frame, _)) = self.tables.get(&(level, base(addr, level))) {
+            return Ok(*frame);
+        }
+        let frame = arena.table();
+        pen.clear(frame)?;
+        self.tables.insert((level, base(addr, level)), (frame, 0));
+        let flags = PRESENT | WRITABLE | if wide { WIDE } else { 0 };
+        self.set(pen, arena, addr, level + 1, frame << 12 | flags, false)?;
+        Ok(frame)
+    }
+
+    /// Writes the entry of `level` for `addr`.
+    fn set(
+        &mut self,
+        pen: &mut Pen<'_>,
+        arena: &mut Arena,
+        addr: u64,
+        level: u32,
+        entry: u64,
+        wide: bool,
+    ) -> Result<(), CpuFault> {
+        let table = self.table(pen, arena, addr, level, wide)?;
+        if let Some((_, used)) = self.tables.get_mut(&(level, base(addr, level))) {
+            *used += 1;
+        }
+        pen.entry(table, index(addr, level), entry)
+    }
+
+    /// Clears it; a table that is empty then is unlinked and freed.
+    fn unset(
+        &mut self,
+        pen: &mut Pen<'_>,
+        arena: &mut Arena,
+        addr: u64,
+        level: u32,
+    ) -> Result<(), CpuFault> {
+        let key = (level, base(addr, level));
+        let table = if level == 4 {
+            self.root
+        } else {
+            self.tables[&key].0
+        };
+        pen.entry(table, index(addr, level), 0)?;
+        let Some((frame, used)) = self.tables.get_mut(&key) else {
+            return Ok(());
+        };
+        *used -= 1;
+        if *used == 0 {
+            let frame = *frame;
+            self.tables.remove(&key);
+            self.unset(pen, arena, addr, level + 1)?;
+            arena.free_table(frame);
+        }
+        Ok(())
+    }
+
+    /// The entries of a buffer: GPU address, level, entry.
+    fn entries(buffer: &Buffer) -> Vec<(u64, u32, u64)> {
+        let flags = PRESENT | WRITABLE;
+        match buffer.kind {
+            Kind::Small => (buffer.at..)
+                .step_by(4096)
+                .zip(&buffer.frames)
+                .map(|(addr, frame)| (addr, 1, frame << 12 | flags))
+                .collect(),
+            Kind::Medium => (buffer.at..)
+                .step_by(1 << 16)
+                .zip(buffer.frames.iter().step_by(16))
+                .map(|(addr, frame)| (addr, 1, frame << 12 | flags))
+                .collect(),
+            Kind::Large => vec![(buffer.at, 2, buffer.frames[0] << 12 | flags | LARGE)],
+            Kind::Huge => vec![(buffer.at, 3, buffer.frames[0] << 12 | flags | LARGE)],
+        }
+    }
+
+    /// Maps a buffer at its address.
+    pub(crate) fn map(
+        &mut self,
+        pen: &mut Pen<'_>,
+        arena: &mut Arena,
+        buffer: &Buffer,
+    ) -> Result<(), CpuFault> {
+        for (addr, level, entry) in Self::entries(buffer) {
+            self.set(pen, arena, addr, level, entry, buffer.kind == Kind::Medium)?;
+        }
+        Ok(())
+    }
+
+    /// Unmaps it.
+    pub(crate) fn unmap(
+        &mut self,
+        pen: &mut Pen<'_>,
+        arena: &mut Arena,
+        buffer: &Buffer,
+    ) -> Result<(), CpuFault> {
+        Self::entries(buffer)
+            .into_iter()
+            .try_for_each(|(addr, level, _)| self.unset(pen, arena, addr, level))
+    }
+
+    /// Writes the upper half of a small buffer's page table twice over, as a driver does that binds and unbinds in a hurry: a hot
+    /// table. It is as before in the end.
+    pub(crate) fn storm(&mut self, pen: &mut Pen<'_>, buffer: &Buffer) -> Result<(), CpuFault> {
+        let Some((table, _)) = self.tables.get(&(1, base(buffer.at, 1))) else {
+            return Ok(());
+        };
+        for pass in 0..2 {
+            for (index, frame) in (256..512).zip(buffer.frames.iter().cycle()) {
+                let entry = if pass == 0 { frame << 12 | PRESENT } else { 0 };
+                pen.entry(*table, index, entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives every table back. The context's shadow is gone already.
+    pub(crate) fn release(self, arena: &mut Arena) -> Vec<Buffer> {
+        for (frame, _) in self.tables.into_values() {
+            arena.free_table(frame);
+        }
+        arena.free_table(self.root);
+        self.buffers
+    }
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What is told at the end.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ioreq::backends::vgpu::{EngineStats, ShadowStats};
+use ioreq::stats::ServerStats;
+use serde_json::json;
+
+use crate::checker::Tally;
+use crate::driver::Done;
+use crate::options::Options;
+
+pub(crate) struct Report {
+    pub(crate) hypervisor: String,
+    pub(crate) seconds: f64,
+    pub(crate) stats: ServerStats,
+    pub(crate) shadow: ShadowStats,
+    pub(crate) engine: EngineStats,
+    pub(crate) contexts_alive: u64,
+    pub(crate) tracked_peak: u64,
+    pub(crate) interrupts: u64,
+    pub(crate) done: Done,
+    pub(crate) tally: Arc<Tally>,
+}
+
+impl Report {
+    /// Whether every byte and every entry was right.
+    pub(crate) fn is_right(&self) -> bool {
+        self.tally.mismatches() == 0
+    }
+
+    pub(crate) fn print(&self, options: &Options) {
+        let Report {
+            stats,
+            shadow,
+            engine,
+            done,
+            tally,
+            ..
+        } = self;
+        let per_second = |count: u64| count as f64 / self.seconds.max(1e-9);
+        let [small, medium, large, huge] =
+            [0, 1, 2, 3].map(|size| tally.sizes[size].load(Ordering::Relaxed));
+        println!(
+            "{}, {} vCPUs, {:.1} s",
+            self.hypervisor, options.vcpus, self.seconds
+        );
+        println!(
+            "requests     {} (mmio reads {}, mmio writes {})",
+            stats.requests(),
+            stats.mmio_reads,
+            stats.mmio_writes
+        );
+        println!(
+            "traps        {} writes to tracked pages, {:.0}/s",
+            stats.page_writes,
+            per_second(stats.page_writes)
+        );
+        println!(
+            "shadow       {} updates, {} split writes, {} clashes, {} bad frames",
+            shadow.updates, shadow.split_writes, shadow.clashes, shadow.bad_frames
+        );
+        println!(
+            "tables       {} now, {} peak, {} freed, {} reused as data",
+            shadow.tables, shadow.tables_peak, shadow.tables_freed, done.tables_reused
+        );
+        println!("tracked      {} pages at the peak", self.tracked_peak);
+        println!(
+            "out of sync  {} tables, {} in vain, {} traps avoided (about {:.3} s at the median)",
+            shadow.out_of_sync,
+            shadow.out_of_sync_in_vain,
+            shadow.traps_avoided,
+            self.saved_seconds()
+        );
+        println!(
+            "contexts     {} alive at once, {} created",
+            self.contexts_alive, done.contexts_created
+        );
+        println!(
+            "submissions  {} ({} finished by the engine's thread), {:.0}/s, {} interrupts",
+            engine.submissions,
+            engine.deferred,
+            per_second(engine.submissions),
+            self.interrupts
+        );
+        println!(
+            "bytes        {} moved, {:.0} MiB/s; {} buffers moved in GPU space",
+            engine.bytes,
+            per_second(engine.bytes) / f64::from(1 << 20),
+            done.moved
+        );
+        println!(
+            "checked      {} entries (4 KiB {small}, 64 KiB {medium}, 2 MiB {large}, 1 GiB {huge}), {} bytes",
+            tally.entries.load(Ordering::Relaxed),
+            tally.bytes.load(Ordering::Relaxed)
+        );
+        let latency = |q: f64| stats.latency.percentile(q).unwrap_or(0);
+        println!(
+            "latency      p50 {} ns, p99 {} ns, p99.9 {} ns, max {} ns",
+            latency(0.5),
+            latency(0.99),
+            latency(0.999),
+            latency(1.0)
+        );
+        println!("memory       {} KiB peak", peak_kib());
+        println!("mismatches   {}", tally.mismatches());
+        if options.json {
+            println!("{}", self.json(options));
+        }
+    }
+
+    /// What the avoided traps would have cost, at the median latency.
+    fn saved_seconds(&self) -> f64 {
+        let median = self.stats.latency.percentile(0.5).unwrap_or(0);
+        self.shadow.traps_avoided as f64 * median as f64 / 1e9
+    }
+
+    fn json(&self, options: &Options) -> serde_json::Value {
+        let latency = |q: f64| self.stats.latency.percentile(q).unwrap_or(0);
+        json!({
+            "hypervisor": self.hypervisor,
+            "vcpus": options.vcpus,
+            "contexts": self.contexts_alive,
+            "submissions": self.engine.submissions,
+            "bytes_moved": self.engine.bytes,
+            "traps": self.stats.page_writes,
+            "split_writes": self.shadow.split_writes,
+            "shadow_updates": self.shadow.updates,
+            "tables_reused": self.done.tables_reused,
+            "tracked_pages_peak": self.tracked_peak,
+            "mismatches": self.tally.mismatches(),
+            "seconds": self.seconds,
+            "traps_per_second": self.stats.page_writes as f64 / self.seconds.max(1e-9),
+            "latency_ns": {
+                "p50": latency(0.5), "p99": latency(0.99), "p999": latency(0.999), "max": latency(1.0),
+            },
+            "rss_peak_kib": peak_kib(),
+        })
+    }
+}
+
+/// VmHWM of this process.
+fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
+}
