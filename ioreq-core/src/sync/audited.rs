@@ -96,6 +96,7 @@ pub(crate) mod atomic {
     integer!(AtomicU16, u16);
     integer!(AtomicU32, u32);
     integer!(AtomicU64, u64);
+    integer!(AtomicUsize, usize);
 
     #[derive(Debug, Default)]
     #[repr(transparent)]
