@@ -13,7 +13,7 @@ use clap::Args as ClapArgs;
 use crate::run::{Outcome, capture, cargo, files, root, succeed};
 
 /// How long one test may take, with its build.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(240);
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
