@@ -2,7 +2,7 @@
 
 //! The audit: what a request costs between READY seen and RESP_READY stored, counted rather than claimed.
 //!
-//! With the feature `audit` the atomics and locks of the request path ([`crate::sync`]) are wrappers that count, and
+//! With the feature `audit` the atomics and locks of the request path (`crate::sync`) are wrappers that count, and
 //! [`CountingAllocator`] counts allocations, while a request's *window* is open on the thread. All atomic stores of a
 //! serving thread are noted by cache line, so that a test can tell whether two workers store to the same one. Without the
 //! feature all of this is nothing. For tests: counting is slow.
