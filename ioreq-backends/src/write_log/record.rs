@@ -37,7 +37,7 @@ pub struct WriteRecord {
     pub vcpu: VcpuId,
     /// By what way the write came.
     pub source: WriteSource,
-    /// The how manieth write to this page it is, from 0.
+    /// Which write to this page it is, counted from 0 (by the handler that logs the page).
     pub sequence: u64,
 }
 
