@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ioreq::claim::{MemTypeClaim, PageState, PageTracker, Tracker};
 use ioreq::handler::{Context, PageHandler, PageOutcome, PageWrite, Verdict};
-use ioreq::server::{DmaError, IoreqServer};
+use ioreq::server::{DmaError, IoreqServer, Workers};
 use ioreq::sim::{Domain, DomainConfig, Machine, SimHypervisor, XenVersion};
 use ioreq::{ErrorKind, Gfn, GfnRange, GuestMap, GuestRam, P2mType, VcpuId, Width};
 use vm_memory::GuestAddress;
@@ -26,7 +26,8 @@ impl Rig {
     fn new(version: XenVersion, vcpus: u32) -> Self {
         let machine = Machine::builder().version(version).build();
         let domain = machine.create_domain(DomainConfig::new(vcpus)).unwrap();
-        let server = IoreqServer::builder(domain.hypervisor()).build().unwrap();
+        let builder = IoreqServer::builder(domain.hypervisor());
+        let server = builder.workers(Workers::PerVcpu).build().unwrap();
         let claim = server.claim_mem_type().unwrap();
         let tracker = Arc::new(claim.tracker("test"));
         Rig {
@@ -442,18 +443,31 @@ fn dropping_the_claim_under_load_leaves_a_running_guest() {
 /// Two vCPUs on one page: what a handler derives from the page agrees with it.
 #[test]
 fn two_writers_of_one_page_leave_memory_and_handler_in_agreement() {
-    struct Mirror(Box<[AtomicU64]>);
+    struct Mirror {
+        words: Box<[AtomicU64]>,
+        inside: AtomicBool,
+        overlaps: AtomicU64,
+    }
     impl PageHandler for Mirror {
         fn write(&self, _: &Context<'_>, write: &PageWrite<'_>) -> PageOutcome {
-            let at = usize::from(write.offset()) / 8;
-            // Not atomic as a whole: only the page's order makes it right.
-            self.0[at].store(write.value(), Ordering::Relaxed);
-            std::thread::yield_now();
+            if self.inside.swap(true, Ordering::AcqRel) {
+                self.overlaps.fetch_add(1, Ordering::Relaxed);
+            }
+            // Not atomic as a whole: only the page's order makes it right. Long enough for the other vCPU to come.
+            self.words[usize::from(write.offset()) / 8].store(write.value(), Ordering::Relaxed);
+            for _ in 0..20 {
+                std::thread::yield_now();
+            }
+            self.inside.store(false, Ordering::Release);
             PageOutcome::Apply
         }
     }
     let rig = Rig::new(XenVersion::V4_20, 2);
-    let mirror = Arc::new(Mirror((0..512).map(|_| AtomicU64::new(0)).collect()));
+    let mirror = Arc::new(Mirror {
+        words: (0..512).map(|_| AtomicU64::new(0)).collect(),
+        inside: AtomicBool::new(false),
+        overlaps: AtomicU64::new(0),
+    });
     rig.tracker
         .track(Gfn(0x10).into(), Arc::<Mirror>::clone(&mirror))
         .unwrap();
@@ -473,10 +487,15 @@ fn two_writers_of_one_page_leave_memory_and_handler_in_agreement() {
         guest.join().unwrap();
     }
     running.stop().unwrap();
+    assert_eq!(
+        mirror.overlaps.load(Ordering::Relaxed),
+        0,
+        "two handlers of one page at once"
+    );
     for at in 0..4 {
         assert_eq!(
             rig.word(0x1_0000 + at * 8),
-            mirror.0[usize::try_from(at).unwrap()].load(Ordering::Relaxed)
+            mirror.words[usize::try_from(at).unwrap()].load(Ordering::Relaxed)
         );
     }
 }
