@@ -3,7 +3,7 @@
 //! A test engine: a small GPU **of our own, not Intel's**, that copies and fills memory by GPU addresses.
 //!
 //! It walks the shadow alone, never the guest's tables, and moves bytes by host addresses: if a shadow entry is wrong, the
-//! guest's bytes are wrong. One page of MMIO holds 64 channels of 64 bytes ([`regs`]); a driver uses one per vCPU, so that
+//! guest's bytes are wrong. What leads to the scratch page reads as zeroes and is written to no effect. One page of MMIO holds 64 channels of 64 bytes ([`regs`]); a driver uses one per vCPU, so that
 //! vCPUs submit in parallel. A long command is finished by the engine's own thread, while the vCPU that rang the doorbell
 //! waits for its deferred write.
 
@@ -99,6 +99,8 @@ pub struct EngineStats {
     pub bad: u64,
     /// Bytes written to targets.
     pub bytes: u64,
+    /// Of those read or written, bytes of the scratch page.
+    pub scratch: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -135,6 +137,15 @@ struct Shared {
     faults: AtomicU64,
     bad: AtomicU64,
     bytes: AtomicU64,
+    scratch: AtomicU64,
+}
+
+/// Where a GPU address leads.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Memory(HostAddr),
+    /// Reads give zeroes, writes go nowhere.
+    Scratch,
 }
 
 /// The engine: a [`Handler`] for its page of MMIO.
@@ -169,6 +180,7 @@ impl Engine {
             faults: AtomicU64::new(0),
             bad: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            scratch: AtomicU64::new(0),
         };
         Engine {
             shared: Arc::new(shared),
@@ -219,6 +231,7 @@ impl Engine {
             faults: self.shared.faults.load(Ordering::Relaxed),
             bad: self.shared.bad.load(Ordering::Relaxed),
             bytes: self.shared.bytes.load(Ordering::Relaxed),
+            scratch: self.shared.scratch.load(Ordering::Relaxed),
         }
     }
 
@@ -312,20 +325,14 @@ impl Shared {
             else {
                 return Status::Bad;
             };
-            if op == regs::COPY {
-                let read = self.host_addr(root, source, false);
-                if read
-                    .and_then(|addr| self.host.read(addr, bytes).ok())
-                    .is_none()
-                {
-                    return Status::Fault;
-                }
+            let moved = if op == regs::COPY {
+                self.read(root, source, bytes)
             } else {
                 bytes.fill(command.value.to_le_bytes()[0]);
-            }
-            let write = self.host_addr(root, target, true);
-            if write
-                .and_then(|addr| self.host.write(addr, bytes).ok())
+                Some(())
+            };
+            if moved
+                .and_then(|()| self.write(root, target, bytes))
                 .is_none()
             {
                 return Status::Fault;
@@ -336,10 +343,39 @@ impl Shared {
         Status::Done
     }
 
-    /// Where a GPU address leads; None for a fault. The scratch page faults too: this engine has no memory behind it.
-    fn host_addr(&self, root: RootId, addr: u64, write: bool) -> Option<HostAddr> {
+    fn read(&self, root: RootId, addr: u64, bytes: &mut [u8]) -> Option<()> {
+        match self.place(root, addr, false)? {
+            Place::Memory(host) => self.host.read(host, bytes).ok(),
+            Place::Scratch => {
+                bytes.fill(0);
+                self.scratched(bytes.len())
+            }
+        }
+    }
+
+    fn write(&self, root: RootId, addr: u64, bytes: &[u8]) -> Option<()> {
+        match self.place(root, addr, true)? {
+            Place::Memory(host) => self.host.write(host, bytes).ok(),
+            Place::Scratch => self.scratched(bytes.len()),
+        }
+    }
+
+    fn scratched(&self, bytes: usize) -> Option<()> {
+        self.scratch.fetch_add(bytes as u64, Ordering::Relaxed);
+        Some(())
+    }
+
+    /// None for a fault.
+    fn place(&self, root: RootId, addr: u64, write: bool) -> Option<Place> {
         let target = self.shadow.lookup(root, addr).ok()?;
-        (!target.scratch && (target.writable || !write)).then_some(target.host)
+        if write && !target.writable {
+            return None;
+        }
+        Some(if target.scratch {
+            Place::Scratch
+        } else {
+            Place::Memory(target.host)
+        })
     }
 
     fn done(&self, channel: usize, command: &Channel, status: Status) {

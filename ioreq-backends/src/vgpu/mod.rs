@@ -22,7 +22,7 @@ mod shadow;
 pub use engine::{Engine, EngineStats, Status, regs};
 pub use entry::{Entry, Kind, Level, PageSize};
 pub use frames::{FrameMap, HostAddr, HostMemory, LinearMap};
-pub use pvinfo::{Notify, Pvinfo};
+pub use pvinfo::{Notify, Pvinfo, PvinfoStats};
 pub use shadow::{
     Fault, OutOfSync, Root, RootId, Shadow, ShadowBuilder, ShadowStats, Step, Target,
 };

@@ -3,13 +3,15 @@
 //! i915's para-virtual interface (PVINFO): one 4 KiB page at offset 0x78000 of BAR 0. Names and offsets as in the driver's
 //! `i915_pvinfo.h`.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::Range;
 
+use ioreq_core::Gfn;
 use ioreq_core::handler::{Access, Context, MutHandler, ReadOutcome, WriteOutcome};
-use ioreq_core::{Gfn, Width};
 
 use super::shadow::{Root, Shadow};
 
+/// Bytes of the page.
+const PAGE: usize = 4096;
 const MAGIC: u64 = 0x4776_5447_7654_4776;
 const VERSION_MAJOR: u16 = 1;
 const VERSION_MINOR: u16 = 0;
@@ -67,9 +69,30 @@ impl Notify {
     }
 }
 
+/// What a PVINFO page was told.
+///
+/// ```
+/// assert_eq!(ioreq_backends::vgpu::PvinfoStats::default().unknown, 0);
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PvinfoStats {
+    /// Address spaces created.
+    pub created: u64,
+    /// Address spaces destroyed.
+    pub destroyed: u64,
+    /// Execlist contexts created or destroyed: noted, nothing more.
+    pub contexts: u64,
+    /// Notifications of no known code.
+    pub unknown: u64,
+    /// Notifications that could not be followed: a root that is no guest memory, or is none.
+    pub failed: u64,
+}
+
 /// The PVINFO page: the guest writes root pointers, then a notification that creates or destroys their shadow.
 ///
-/// Put it into a `Mutex` and route 4 KiB of MMIO to it. Registers can be read and written with 1 to 8 bytes, aligned or not.
+/// Put it into a `Mutex` and route 4 KiB of MMIO to it. Registers can be read and written with 1 to 8 bytes, aligned or not;
+/// a notification is given once the last of its four bytes is written, so that a store in parts gives one, not several.
 ///
 /// ```
 /// use std::sync::Mutex;
@@ -82,9 +105,8 @@ impl Notify {
 #[derive(Debug)]
 pub struct Pvinfo {
     shadow: Shadow,
-    page: Box<[u8; 4096]>,
-    /// Notifications that named no code, or failed.
-    refused: AtomicU64,
+    page: Box<[u8; PAGE]>,
+    stats: PvinfoStats,
 }
 
 impl Pvinfo {
@@ -93,8 +115,8 @@ impl Pvinfo {
     pub fn new(shadow: Shadow, vgt_id: u32) -> Self {
         let mut pvinfo = Pvinfo {
             shadow,
-            page: Box::new([0; 4096]),
-            refused: AtomicU64::new(0),
+            page: Box::new([0; PAGE]),
+            stats: PvinfoStats::default(),
         };
         pvinfo.put(OFF_MAGIC, &MAGIC.to_le_bytes());
         pvinfo.put(OFF_VERSION_MAJOR, &VERSION_MAJOR.to_le_bytes());
@@ -109,11 +131,10 @@ impl Pvinfo {
         pvinfo
     }
 
-    /// Notifications that were refused.
+    /// Counters.
     #[must_use]
-    pub fn refused(&self) -> u64 {
-        // Relaxed: a counter.
-        self.refused.load(Ordering::Relaxed)
+    pub fn stats(&self) -> PvinfoStats {
+        self.stats
     }
 
     fn put(&mut self, at: usize, bytes: &[u8]) {
@@ -145,55 +166,64 @@ impl Pvinfo {
         [0, 1, 2, 3].map(|n| self.get(OFF_PDP + 8 * n, 8))
     }
 
-    fn notify(&self, raw: u32) -> Result<(), &'static str> {
+    fn notify(&mut self) -> Result<(), &'static str> {
+        #[allow(clippy::cast_possible_truncation, reason = "four bytes")]
+        let raw = self.get(OFF_G2V_NOTIFY, 4) as u32;
         let pdp = self.roots();
         let frame = |pointer: u64| Gfn(pointer >> 12);
         let l4 = Root::L4(frame(pdp[0]));
         // Root pointers count as present when they are not zero.
         let l3 = Root::L3(pdp.map(|pointer| (pointer != 0).then(|| frame(pointer))));
-        let (root, create) = match Notify::from_raw(raw) {
-            Some(Notify::CreateL3) => (l3, true),
-            Some(Notify::DestroyL3) => (l3, false),
-            Some(Notify::CreateL4) => (l4, true),
-            Some(Notify::DestroyL4) => (l4, false),
+        let done = match Notify::from_raw(raw) {
+            Some(Notify::CreateL3) => self.create(l3),
+            Some(Notify::DestroyL3) => self.destroy(l3),
+            Some(Notify::CreateL4) => self.create(l4),
+            Some(Notify::DestroyL4) => self.destroy(l4),
             // Contexts have no state here beyond their page tables.
-            Some(Notify::CreateContext | Notify::DestroyContext) => return Ok(()),
-            None => return Err("unknown notification"),
+            Some(Notify::CreateContext | Notify::DestroyContext) => {
+                self.stats.contexts += 1;
+                Ok(())
+            }
+            None => {
+                self.stats.unknown += 1;
+                return Err("unknown notification");
+            }
         };
-        if create {
-            self.shadow
-                .create(root)
-                .map(drop)
-                .map_err(|_| "the root cannot be shadowed")
-        } else {
-            let id = self
-                .shadow
-                .find(root)
-                .ok_or("no address space of that root")?;
-            self.shadow
-                .destroy(id)
-                .map_err(|_| "no address space of that root")
-        }
+        self.stats.failed += u64::from(done.is_err());
+        done
+    }
+
+    fn create(&mut self, root: Root) -> Result<(), &'static str> {
+        let created = self.shadow.create(root);
+        created.map_err(|_| "the root cannot be shadowed")?;
+        self.stats.created += 1;
+        Ok(())
+    }
+
+    fn destroy(&mut self, root: Root) -> Result<(), &'static str> {
+        let id = self.shadow.find(root);
+        let destroyed = id.is_some_and(|id| self.shadow.destroy(id).is_ok());
+        self.stats.destroyed += u64::from(destroyed);
+        destroyed
+            .then_some(())
+            .ok_or("no address space of that root")
     }
 }
 
 impl MutHandler for Pvinfo {
     fn read(&mut self, _: &Context<'_>, access: Access) -> ReadOutcome {
-        match usize::try_from(access.offset) {
-            Ok(at) if at + access.width.size() <= self.page.len() => {
-                self.get(at, access.width.size()).into()
-            }
-            _ => ReadOutcome::Refused("beyond the PVINFO page"),
+        match bytes_of(access) {
+            Some(bytes) => self.get(bytes.start, bytes.len()).into(),
+            None => ReadOutcome::Refused("beyond the PVINFO page"),
         }
     }
 
     fn write(&mut self, _: &Context<'_>, access: Access, value: u64) -> WriteOutcome {
-        let Ok(at) = usize::try_from(access.offset) else {
+        let Some(bytes) = bytes_of(access) else {
             return WriteOutcome::Refused("beyond the PVINFO page");
         };
-        let bytes = value.to_le_bytes();
         let mut written = false;
-        for (at, byte) in (at..).zip(bytes.into_iter().take(access.width.size())) {
+        for (at, byte) in bytes.clone().zip(value.to_le_bytes()) {
             if Self::writable(at) {
                 self.put(at, &[byte]);
                 written = true;
@@ -202,14 +232,18 @@ impl MutHandler for Pvinfo {
         if !written {
             return WriteOutcome::Refused("a read-only PVINFO register");
         }
-        if at == OFF_G2V_NOTIFY && access.width >= Width::B4 {
-            #[allow(clippy::cast_possible_truncation, reason = "the register has 32 bits")]
-            let raw = value as u32;
-            if let Err(why) = self.notify(raw) {
-                self.refused.fetch_add(1, Ordering::Relaxed);
-                return WriteOutcome::Refused(why);
-            }
+        if bytes.contains(&(OFF_G2V_NOTIFY + 3))
+            && let Err(why) = self.notify()
+        {
+            return WriteOutcome::Refused(why);
         }
         WriteOutcome::Done
     }
+}
+
+/// The bytes of the page that an access is for.
+fn bytes_of(access: Access) -> Option<Range<usize>> {
+    let start = usize::try_from(access.offset).ok()?;
+    let end = start.checked_add(access.width.size())?;
+    (end <= PAGE).then_some(start..end)
 }

@@ -14,6 +14,7 @@ use crate::hypervisor::{Hypervisor, MarkAuthority, P2mType};
 use crate::ids::Gfn;
 use crate::range::GfnRange;
 use crate::server::Core;
+use crate::sync::atomic::{Ordering, fence};
 
 /// Pages marked by one `set_mem_type`: bounded, so that the hypervisor is never busy for long with one call.
 const MARK_BATCH: u64 = 1024;
@@ -84,6 +85,9 @@ impl Ledger {
                 .extend(parts.iter().skip(index + 1).map(|part| part.pages));
             return Err(err);
         }
+        // SeqCst: the routes, then the caller's reading of the pages; pairs with the fences in `Bus::write_page` and
+        // `Bus::tracked_meanwhile`: a store that found no handler is in what the caller reads, or it finds the new one.
+        fence(Ordering::SeqCst);
         Ok(())
     }
 

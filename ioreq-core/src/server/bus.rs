@@ -11,8 +11,8 @@ use super::core::Core;
 use crate::dispatch::{Locked, Page, PageRoute, ReadGuard, Route};
 use crate::handler::scope::Scope;
 use crate::handler::{
-    Access, Batch, BatchOutcome, Context, PageOutcome, PageWrite, Pending, ReadOutcome, Reply,
-    Space, Verdict, WriteOutcome, WriteSource,
+    Access, Batch, BatchOutcome, Context, PageHandler, PageOutcome, PageWrite, Pending,
+    ReadOutcome, Reply, Space, Verdict, WriteOutcome, WriteSource,
 };
 use crate::hypervisor::Hypervisor;
 use crate::ids::{Gfn, PAGE_SIZE, Sbdf, VcpuId};
@@ -27,6 +27,11 @@ pub(super) enum Pause {
     Parked,
     /// The handler answers later.
     Deferred(Arc<Pending>),
+}
+
+/// A route and its handler; None for a page that is leaving.
+fn with_handler(route: Option<&PageRoute>) -> Option<(&PageRoute, &Arc<dyn PageHandler>)> {
+    route.and_then(|route| Some((route, route.handler.as_ref()?)))
 }
 
 /// What an access goes to.
@@ -234,8 +239,13 @@ impl<H: Hypervisor> Bus<'_, H> {
         };
         // The route as it is now that the order is ours; none if the page left while we waited for it.
         let route = page.route();
-        let Some((route, handler)) = route.and_then(|r| Some((r, r.handler.as_ref()?))) else {
+        let Some((route, handler)) = with_handler(route).or_else(|| {
             self.store_ram(addr, width, value);
+            // SeqCst: our store, then the look at the route; pairs with the fence in `Ledger::track`. A page that was leaving and
+            // was taken back meanwhile may have been read before our store: its handler is told after all.
+            fence(Ordering::SeqCst);
+            with_handler(page.route())
+        }) else {
             drop(order);
             return match (route, source) {
                 // It left for good while we waited; it may have come back.

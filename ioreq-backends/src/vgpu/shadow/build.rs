@@ -9,7 +9,8 @@ use ioreq_core::handler::PageHandler;
 use ioreq_core::{Error, ErrorKind, Gfn, GfnRange, Op, Width};
 use vm_memory::GuestAddress;
 
-use super::structure::{Place, Structure};
+use super::pending::Halves;
+use super::structure::Structure;
 use super::table::{State, Table, TableId};
 use super::{Inner, Root, RootId, SCRATCH};
 use crate::vgpu::entry::{ENTRIES, Entry, Kind, Level};
@@ -26,6 +27,10 @@ enum Unlinkable {
 impl Inner {
     pub(super) fn create(&self, root: Root) -> ioreq_core::Result<RootId> {
         let mut structure = self.lock();
+        if structure.root_count() >= self.most_roots {
+            let err = Error::new(Op::Configure, ErrorKind::OutOfMemory);
+            return Err(err.about(format!("{} address spaces already", self.most_roots)));
+        }
         let wanted = match root {
             Root::L4(gfn) => [Some((gfn, Level::Pml4)), None, None, None],
             Root::L3(directories) => directories.map(|gfn| Some((gfn?, Level::Pd))),
@@ -50,7 +55,7 @@ impl Inner {
 
     pub(super) fn destroy(&self, id: RootId) -> ioreq_core::Result<()> {
         let mut structure = self.lock();
-        let Some(state) = structure.roots.remove(&id) else {
+        let Some(state) = structure.remove_root(id) else {
             let err = Error::new(Op::Configure, ErrorKind::InvalidArgument);
             return Err(err.about(format!("{id:?} is no address space of this shadow")));
         };
@@ -65,18 +70,19 @@ impl Inner {
         let mut structure = self.lock();
         // Relaxed: see `Table::is_hot`.
         self.common.submissions.fetch_add(1, Ordering::Relaxed);
-        self.resync(&mut structure);
-        let halves = std::mem::take(&mut structure.halves);
-        for (id, index) in halves.into_keys() {
-            if let Some(table) = structure.table(id).cloned() {
-                table.halves.fetch_sub(1, Ordering::Relaxed);
-                self.sync_entry(&mut structure, &table, usize::from(index));
+        for (id, pending) in std::mem::take(&mut structure.pending) {
+            let Some(table) = structure.table(id).cloned() else {
+                continue;
+            };
+            if pending.out_of_sync {
+                self.resync(&mut structure, &table);
+            } else {
+                for index in pending.entries() {
+                    self.sync_entry(&mut structure, &table, index);
+                }
             }
-        }
-        for (id, index) in std::mem::take(&mut structure.retry) {
-            if let Some(table) = structure.table(id).cloned() {
-                self.sync_entry(&mut structure, &table, usize::from(index));
-            }
+            // After the entries were made: see the module.
+            table.set_half_written(false);
         }
         self.finish(&mut structure);
     }
@@ -90,33 +96,31 @@ impl Inner {
         from: usize,
         to: usize,
     ) {
-        let place = place(table, index);
-        let halves = u8::from(from == 0 && to >= 4) | u8::from(from <= 4 && to == 8) << 1;
-        let before = structure.halves.get(&place).copied();
-        if halves != 3 {
+        let halves = Halves::covered(from, to);
+        if !halves.whole() {
             structure.stats.split_writes += 1;
         }
-        if halves == 3 || before.unwrap_or(0) | halves == 3 {
-            if structure.halves.remove(&place).is_some() {
-                // Relaxed: under the lock, and read in the page's order, which we hold.
-                table.halves.fetch_sub(1, Ordering::Relaxed);
-            }
+        if halves.whole() && !structure.pending.contains_key(&table.id) {
             self.sync_entry(structure, table, index);
             return;
         }
-        if structure
-            .halves
-            .insert(place, before.unwrap_or(0) | halves)
-            .is_none()
-        {
-            table.halves.fetch_add(1, Ordering::Relaxed);
+        let pending = structure.pending.entry(table.id).or_default();
+        let whole = pending.written(index, halves);
+        let half_written = pending.is_half_written();
+        if pending.is_empty() {
+            structure.pending.remove(&table.id);
         }
-        // What is there now is half old, half new: nobody meant it. Shown is that *something* is there, or nothing.
-        let shown = match table.level.read(index, self.guest_entry(table, index)) {
-            Kind::Absent => Entry::ABSENT,
-            Kind::Page(_) | Kind::Table(_) => Entry(3).with_address(SCRATCH.0),
-        };
-        self.show(structure, table, index, shown);
+        if whole {
+            self.sync_entry(structure, table, index);
+        } else {
+            // What is there now is half old, half new: nobody meant it. Shown is that *something* is there, or nothing.
+            let shown = match table.level.read(index, self.guest_entry(table, index)) {
+                Kind::Absent => Entry::ABSENT,
+                Kind::Page(_) | Kind::Table(_) => Entry(3).with_address(SCRATCH.0),
+            };
+            self.show(structure, table, index, shown);
+        }
+        table.set_half_written(half_written);
     }
 
     fn guest_entry(&self, table: &Table, index: usize) -> Entry {
@@ -165,7 +169,8 @@ impl Inner {
             Unlinkable::Untrackable => structure.stats.track_failed += 1,
         }
         if why != Unlinkable::BadFrame {
-            structure.retry.insert(place(table, index));
+            let pending = structure.pending.entry(table.id).or_default();
+            pending.retry(index);
         }
     }
 
@@ -302,10 +307,6 @@ impl Inner {
             rest = rest.get(run..).unwrap_or_default();
         }
     }
-}
-
-fn place(table: &Table, index: usize) -> Place {
-    (table.id, u16::try_from(index).unwrap_or(u16::MAX))
 }
 
 fn root_error(gfn: Gfn, why: Unlinkable) -> Error {

@@ -30,9 +30,8 @@ impl Table {
     /// The way of most writes: a whole entry of a last-level table. No lock; no allocation but for a table's first entry.
     fn apply_whole(&self, write: &PageWrite<'_>) -> bool {
         let whole = write.width() == Width::B8 && write.offset().is_multiple_of(8);
-        // Relaxed: half-written entries are told under the lock; one that is noted just now was written by another vCPU, in
-        // the page's order before us, so that its count is visible here.
-        let plain = self.level.is_last() && self.halves.load(Ordering::Relaxed) == 0;
+        // A half was written in the page's order before us, so that it is known here.
+        let plain = self.level.is_last() && !self.is_half_written();
         if !whole || !plain || self.state() != State::Live || self.is_hot() {
             return false;
         }

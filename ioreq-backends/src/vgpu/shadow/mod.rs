@@ -12,6 +12,8 @@
 //! * Everything else (directories, half entries, tables that come and go) happens under the structure's lock.
 //! * A new table is tracked before it is read. While it is being read it is not *live*: a write that traps meanwhile stores,
 //!   then takes the lock, so it comes after the reading, and makes its entry again from memory.
+//! * Half-written entries are made whole at a submission by a thread that does not hold the page's order. The table's
+//!   writes take the lock until that is done: the note that there are such entries goes only after they were made.
 //! * A write whose table died meanwhile stores, then takes the lock and looks for the table that the page is *now*.
 //!   The fence between the store and the look at the table's state pairs with the one between the change of state and the
 //!   reading of the page: one of the two sides sees the other.
@@ -25,6 +27,7 @@
 mod build;
 mod handler;
 mod out_of_sync;
+mod pending;
 mod stats;
 mod structure;
 mod table;
@@ -56,7 +59,7 @@ const SCRATCH: HostAddr = HostAddr(TABLE_BASE - 4096);
 ///
 /// See [`Shadow`] for an example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RootId(u32);
+pub struct RootId(u64);
 
 /// The root of an address space, as the guest gives it.
 ///
@@ -73,6 +76,16 @@ pub enum Root {
     L3([Option<Gfn>; 4]),
 }
 
+impl Root {
+    /// The frame of the first table.
+    fn first(self) -> Option<Gfn> {
+        match self {
+            Root::L4(gfn) => Some(gfn),
+            Root::L3([first, ..]) => first,
+        }
+    }
+}
+
 /// What tables need on the way of a trapped write; never locked.
 struct Common {
     frames: Arc<dyn FrameMap>,
@@ -86,6 +99,7 @@ struct Inner {
     ram: Arc<dyn GuestRam>,
     tracker: Arc<dyn PageTracker>,
     most_tables: usize,
+    most_roots: usize,
     structure: Mutex<Structure>,
 }
 
@@ -132,6 +146,7 @@ pub struct ShadowBuilder {
     ram: Arc<dyn GuestRam>,
     frames: Arc<dyn FrameMap>,
     most_tables: usize,
+    most_roots: usize,
     policy: OutOfSync,
 }
 
@@ -141,6 +156,13 @@ impl ShadowBuilder {
     #[must_use]
     pub fn most_tables(mut self, tables: usize) -> Self {
         self.most_tables = tables;
+        self
+    }
+
+    /// The most address spaces at a time, 2^16 by default.
+    #[must_use]
+    pub fn most_roots(mut self, roots: usize) -> Self {
+        self.most_roots = roots;
         self
     }
 
@@ -154,7 +176,7 @@ impl ShadowBuilder {
     /// Builds it.
     ///
     /// # Errors
-    /// `InvalidArgument` for a bound of 0 tables, or more than 2^32 - 1.
+    /// `InvalidArgument` for a bound of 0 tables, or more than 2^32 - 1, or of 0 address spaces.
     pub fn build(self) -> ioreq_core::Result<Shadow> {
         if self.most_tables == 0 || u32::try_from(self.most_tables).is_err() {
             let err = Error::new(Op::Configure, ErrorKind::InvalidArgument);
@@ -162,6 +184,10 @@ impl ShadowBuilder {
                 "{} shadow tables at most: 1 to 2^32 - 1",
                 self.most_tables
             )));
+        }
+        if self.most_roots == 0 {
+            let err = Error::new(Op::Configure, ErrorKind::InvalidArgument);
+            return Err(err.about("0 address spaces at most: 1 or more"));
         }
         let (frames, policy) = (self.frames, self.policy);
         Ok(Shadow(Arc::new_cyclic(|inner: &Weak<Inner>| Inner {
@@ -173,6 +199,7 @@ impl ShadowBuilder {
             ram: self.ram,
             tracker: self.tracker,
             most_tables: self.most_tables,
+            most_roots: self.most_roots,
             structure: Mutex::new(Structure::new(Weak::clone(inner))),
         })))
     }
@@ -182,6 +209,7 @@ impl fmt::Debug for ShadowBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ShadowBuilder")
             .field("most_tables", &self.most_tables)
+            .field("most_roots", &self.most_roots)
             .field("policy", &self.policy)
             .finish_non_exhaustive()
     }
@@ -200,6 +228,7 @@ impl Shadow {
             ram,
             frames,
             most_tables: 1 << 20,
+            most_roots: 1 << 16,
             policy: OutOfSync::default(),
         }
     }
@@ -208,7 +237,7 @@ impl Shadow {
     ///
     /// # Errors
     /// `InvalidArgument` if a root frame is not guest memory or is a table of another level; `OutOfMemory` beyond the bound
-    /// of tables.
+    /// of tables or of address spaces.
     pub fn create(&self, root: Root) -> ioreq_core::Result<RootId> {
         self.0.create(root)
     }

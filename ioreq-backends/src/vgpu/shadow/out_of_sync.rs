@@ -75,38 +75,35 @@ impl Inner {
         // Relaxed: see `Table::is_hot`.
         table.heat.store(0, Ordering::Relaxed);
         structure.stats.out_of_sync += 1;
-        structure.out_of_sync.push(Arc::clone(table));
+        structure.pending.entry(table.id).or_default().out_of_sync = true;
         if self.tracker.untrack(table.gfn.into()).is_err() {
             // The claim is going, and the shadow with it.
             structure.stats.untracked_failed += 1;
         }
     }
 
-    /// Brings every table that is out of sync back: tracked first, then read.
-    pub(super) fn resync(&self, structure: &mut Structure) {
-        for table in std::mem::take(&mut structure.out_of_sync) {
-            if table.state() != State::OutOfSync {
-                continue; // it died, or was brought back already
-            }
-            let gained = self.tracker.state(table.gfn) == PageState::Untracked;
-            table.set_state(State::Filling);
-            let handler: Arc<dyn PageHandler> = Arc::<Table>::clone(&table);
-            if self.tracker.track(table.gfn.into(), handler).is_err() {
-                structure.stats.track_failed += 1;
-                table.set_state(State::OutOfSync);
-                structure.out_of_sync.push(Arc::clone(&table));
-            }
-            // SeqCst: the state and the mark, then the reading; pairs with the fence in `Table::write`.
-            fence(Ordering::SeqCst);
-            let changed = self.read_table(structure, &table);
-            if table.state() == State::Filling {
-                table.set_state(State::Live);
-            }
-            if gained {
-                structure.stats.traps_avoided += changed;
-            } else {
-                structure.stats.out_of_sync_in_vain += 1;
-            }
+    /// Brings a table that is out of sync back: tracked first, then read.
+    pub(super) fn resync(&self, structure: &mut Structure, table: &Arc<Table>) {
+        let gained = self.tracker.state(table.gfn) == PageState::Untracked;
+        table.set_state(State::Filling);
+        let handler: Arc<dyn PageHandler> = Arc::<Table>::clone(table);
+        let tracked = self.tracker.track(table.gfn.into(), handler).is_ok();
+        if !tracked {
+            structure.stats.track_failed += 1;
+            structure.pending.entry(table.id).or_default().out_of_sync = true;
+        }
+        // SeqCst: the state and the mark, then the reading; pairs with the fence in `Table::write`.
+        fence(Ordering::SeqCst);
+        let changed = self.read_table(structure, table);
+        table.set_state(if tracked {
+            State::Live
+        } else {
+            State::OutOfSync
+        });
+        if gained {
+            structure.stats.traps_avoided += changed;
+        } else {
+            structure.stats.out_of_sync_in_vain += 1;
         }
     }
 }

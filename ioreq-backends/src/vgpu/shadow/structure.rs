@@ -2,11 +2,12 @@
 
 //! Which tables there are and how they hang together. Everything here is used under the structure's lock.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 
 use ioreq_core::Gfn;
 
+use super::pending::Pending;
 use super::table::{Table, TableId};
 use super::{Inner, Root, RootId, ShadowStats};
 
@@ -16,21 +17,17 @@ pub(super) struct RootState {
     pub(super) tables: [Option<TableId>; 4],
 }
 
-/// An entry of a table.
-pub(super) type Place = (TableId, u16);
-
 pub(super) struct Structure {
     pub(super) inner: Weak<Inner>,
     by_gfn: HashMap<u64, Arc<Table>>,
     by_id: Vec<Option<Arc<Table>>>,
     free_ids: Vec<u32>,
-    pub(super) roots: BTreeMap<RootId, RootState>,
-    next_root: u32,
-    /// Half-written entries, with the halves (bits 0 and 1) written since the entry was last whole.
-    pub(super) halves: BTreeMap<Place, u8>,
-    /// Entries that show the scratch page though they need not for ever.
-    pub(super) retry: BTreeSet<Place>,
-    pub(super) out_of_sync: Vec<Arc<Table>>,
+    roots: BTreeMap<RootId, RootState>,
+    /// Roots by the frame of their first table, oldest first.
+    roots_at: HashMap<Option<Gfn>, Vec<RootId>>,
+    next_root: u64,
+    /// Tables that wait for something. None of them is empty.
+    pub(super) pending: BTreeMap<TableId, Box<Pending>>,
     /// New tables, tracked but not read yet.
     pub(super) to_fill: Vec<Arc<Table>>,
     /// Tables that lost a parent.
@@ -48,10 +45,9 @@ impl Structure {
             by_id: Vec::new(),
             free_ids: Vec::new(),
             roots: BTreeMap::new(),
+            roots_at: HashMap::new(),
             next_root: 0,
-            halves: BTreeMap::new(),
-            retry: BTreeSet::new(),
-            out_of_sync: Vec::new(),
+            pending: BTreeMap::new(),
             to_fill: Vec::new(),
             to_release: Vec::new(),
             to_untrack: Vec::new(),
@@ -109,41 +105,49 @@ impl Structure {
             *slot = None;
         }
         self.free_ids.push(table.id.0);
-        let places = (table.id, 0)..=(table.id, u16::MAX);
-        let halves: Vec<Place> = self
-            .halves
-            .range(places.clone())
-            .map(|(place, _)| *place)
-            .collect();
-        for place in halves {
-            self.halves.remove(&place);
-        }
-        let retry: Vec<Place> = self.retry.range(places).copied().collect();
-        for place in retry {
-            self.retry.remove(&place);
-        }
+        self.pending.remove(&table.id);
+    }
+
+    pub(super) fn root(&self, id: RootId) -> Option<&RootState> {
+        self.roots.get(&id)
     }
 
     pub(super) fn add_root(&mut self, root: Root, tables: [Option<TableId>; 4]) -> RootId {
         let id = RootId(self.next_root);
-        self.next_root = self.next_root.wrapping_add(1);
+        self.next_root += 1;
+        self.roots_at.entry(root.first()).or_default().push(id);
         self.roots.insert(id, RootState { root, tables });
         id
     }
 
+    pub(super) fn remove_root(&mut self, id: RootId) -> Option<RootState> {
+        let state = self.roots.remove(&id)?;
+        if let Some(same) = self.roots_at.get_mut(&state.root.first()) {
+            same.retain(|other| *other != id);
+            if same.is_empty() {
+                self.roots_at.remove(&state.root.first());
+            }
+        }
+        Some(state)
+    }
+
+    /// The newest root at a frame that `is_it`.
+    fn newest(
+        &self,
+        first: Option<Gfn>,
+        is_it: impl Fn(Root) -> bool,
+    ) -> Option<(RootId, &RootState)> {
+        let mut newest_first = self.roots_at.get(&first)?.iter().rev();
+        newest_first.find_map(|id| Some((*id, self.roots.get(id).filter(|r| is_it(r.root))?)))
+    }
+
     pub(super) fn find_root(&self, root: Root) -> Option<RootId> {
-        self.roots
-            .iter()
-            .rev()
-            .find(|(_, state)| state.root == root)
-            .map(|(id, _)| *id)
+        self.newest(root.first(), |other| other == root)
+            .map(|(id, _)| id)
     }
 
     pub(super) fn find_l3(&self, gfn: Gfn) -> Option<(RootId, Root)> {
-        let starts_there = |root| matches!(root, Root::L3([Some(first), ..]) if first == gfn);
-        let mut newest_first = self.roots.iter().rev();
-        newest_first
-            .find(|(_, state)| starts_there(state.root))
-            .map(|(id, state)| (*id, state.root))
+        self.newest(Some(gfn), |root| matches!(root, Root::L3(_)))
+            .map(|(id, state)| (id, state.root))
     }
 }

@@ -2,7 +2,7 @@
 
 //! One shadow table.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use ioreq_core::Gfn;
@@ -51,8 +51,8 @@ pub(super) struct Table {
     state: AtomicU8,
     /// Parents and roots that lead here; changed under the structure's lock.
     pub(super) refs: AtomicU32,
-    /// Entries that are half-written; changed under the structure's lock.
-    pub(super) halves: AtomicU32,
+    /// Some entries are half-written; changed under the structure's lock.
+    half_written: AtomicBool,
     /// Entry writes applied without the lock; in the page's order.
     pub(super) writes: AtomicU64,
     /// Writes since submission [`heat_since`](Self::heat_since); in the page's order.
@@ -78,7 +78,7 @@ impl Table {
             inner: Weak::clone(inner),
             state: AtomicU8::new(State::Filling as u8),
             refs: AtomicU32::new(0),
-            halves: AtomicU32::new(0),
+            half_written: AtomicBool::new(false),
             writes: AtomicU64::new(0),
             heat: AtomicU32::new(0),
             heat_since: AtomicU64::new(0),
@@ -100,6 +100,18 @@ impl Table {
     pub(super) fn set_state(&self, state: State) {
         // Release: see `state`.
         self.state.store(state as u8, Ordering::Release);
+    }
+
+    /// Whether some entries are half-written: then writes take the structure's lock.
+    pub(super) fn is_half_written(&self) -> bool {
+        // Acquire: pairs with `set_half_written`.
+        self.half_written.load(Ordering::Acquire)
+    }
+
+    /// Changed under the structure's lock: to true in the page's order, to false once the entries are made.
+    pub(super) fn set_half_written(&self, value: bool) {
+        // Release: whoever sees false and changes an entry without the lock does so after those entries were made.
+        self.half_written.store(value, Ordering::Release);
     }
 
     /// A shadow entry.

@@ -19,12 +19,16 @@ use crate::vgpu::{Level, LinearMap, PageSize};
 
 const DISTANCE: u64 = 0x10_0000_0000;
 
+/// Called with the address of an entry that has just been read, before its value is used.
+type OnLoad = Box<dyn Fn(u64) + Send>;
+
 /// Guest memory of some pages.
-struct Ram(Box<[AtomicU64]>);
+struct Ram(Box<[AtomicU64]>, Mutex<Option<OnLoad>>);
 
 impl Ram {
     fn new(pages: usize) -> Arc<Self> {
-        Arc::new(Ram((0..pages * 512).map(|_| AtomicU64::new(0)).collect()))
+        let words = (0..pages * 512).map(|_| AtomicU64::new(0)).collect();
+        Arc::new(Ram(words, Mutex::new(None)))
     }
 
     fn word(&self, addr: u64) -> Option<&AtomicU64> {
@@ -54,10 +58,12 @@ impl GuestRam for Ram {
         let mut bytes = [0; 8];
         self.read(addr, &mut bytes[..width.size()])?;
         if width == Width::B8 && addr.0.is_multiple_of(8) {
-            return Ok(self
-                .word(addr.0)
-                .expect("just read")
-                .load(Ordering::Acquire));
+            let word = self.word(addr.0).expect("just read");
+            let value = word.load(Ordering::Acquire);
+            if let Some(hook) = self.1.lock().unwrap().take() {
+                hook(addr.0);
+            }
+            return Ok(value);
         }
         Ok(u64::from_le_bytes(bytes))
     }
@@ -435,6 +441,112 @@ fn a_half_written_entry_is_not_shown_as_if_meant() {
 }
 
 #[test]
+fn a_write_in_the_middle_of_a_submission_is_not_lost() {
+    let world = Arc::new(World::new(64));
+    let root = world.shadow.create(Root::L4(Gfn(1))).unwrap();
+    for (table, entry) in [(1, 0x2003), (2, 0x3003), (3, 0x4003), (4, 0x9003)] {
+        world.entry(table, 0, entry);
+    }
+    world.write(0x4000, Width::B4, 0xa003);
+    // The submission reads the entry; before it makes use of what it read, another vCPU writes it whole.
+    let (go, wait) = std::sync::mpsc::channel();
+    let (done, finished) = std::sync::mpsc::channel();
+    let writer = std::thread::spawn({
+        let world = Arc::clone(&world);
+        move || {
+            wait.recv().unwrap();
+            world.entry(4, 0, 0xb003);
+            let _nobody_waits = done.send(());
+        }
+    });
+    *world.ram.1.lock().unwrap() = Some(Box::new(move |addr| {
+        assert_eq!(addr, 0x4000);
+        go.send(()).unwrap();
+        // A writer that waits for the submission never comes here in time, as it should.
+        let _in_time = finished.recv_timeout(std::time::Duration::from_millis(100));
+    }));
+    world.shadow.submit();
+    writer.join().unwrap();
+    world.check(root, 1, Level::Pml4);
+    assert_eq!(
+        world.shadow.lookup(root, 0).unwrap().host,
+        HostAddr(DISTANCE + 0xb000)
+    );
+}
+
+#[test]
+fn nothing_waits_for_a_submission_on_behalf_of_tables_that_are_gone() {
+    let hot =
+        |builder: ShadowBuilder| builder.out_of_sync(OutOfSync::after(NonZeroU32::new(4).unwrap()));
+    let world = World::with(64, hot);
+    for (table, entry) in [(1, 0x2003), (2, 0x3003)] {
+        world.entry(table, 0, entry);
+    }
+    let root = world.shadow.create(Root::L4(Gfn(1))).unwrap();
+    for _ in 0..3 {
+        world.entry(3, 0, 0x4003);
+        world.entry(3, 1, 0x1003); // a clash
+        world.write(0x3010, Width::B4, 0x5003);
+        world.write(0x4000, Width::B2, 0x9003);
+        (1..8).for_each(|index| world.entry(4, index, 0x9003));
+        assert_eq!(world.shadow.0.lock().pending.len(), 2);
+        world.entry(2, 0, 0);
+        assert_eq!(world.tracker.tracked(), BTreeSet::from([1, 2]));
+        assert!(world.shadow.0.lock().pending.is_empty());
+        world.entry(2, 0, 0x3003);
+        world.entry(3, 1, 0);
+        world.entry(3, 2, 0);
+        world.shadow.submit();
+        world.check(root, 1, Level::Pml4);
+        world.entry(2, 0, 0);
+        (0..8).for_each(|index| world.entry(4, index, 0));
+        world.entry(3, 0, 0);
+        world.entry(2, 0, 0x3003);
+    }
+}
+
+#[test]
+fn the_bound_on_address_spaces_holds() {
+    let world = World::with(64, |builder| builder.most_roots(2));
+    let (l4, l3) = (
+        Root::L4(Gfn(1)),
+        Root::L3([Some(Gfn(2)), None, None, Some(Gfn(2))]),
+    );
+    let first = world.shadow.create(l4).unwrap();
+    let directories = world.shadow.create(l3).unwrap();
+    assert_eq!(
+        world.shadow.create(l4).unwrap_err().kind(),
+        ErrorKind::OutOfMemory
+    );
+    world.shadow.destroy(directories).unwrap();
+    let second = world.shadow.create(l4).unwrap();
+    assert_eq!(
+        world.shadow.find(l4),
+        Some(second),
+        "the newest of the same root"
+    );
+    world.shadow.destroy(second).unwrap();
+    assert_eq!(world.shadow.find(l4), Some(first));
+    assert_eq!(
+        world.shadow.destroy(second).unwrap_err().kind(),
+        ErrorKind::InvalidArgument
+    );
+    let directories = world.shadow.create(l3).unwrap();
+    assert_eq!(world.shadow.find_l3(Gfn(2)), Some((directories, l3)));
+    assert_eq!(world.shadow.find_l3(Gfn(1)), None, "that is no 32-bit one");
+    assert_eq!(
+        world
+            .shadow
+            .find(Root::L3([Some(Gfn(2)), None, None, None])),
+        None
+    );
+    world.shadow.destroy(directories).unwrap();
+    world.shadow.destroy(first).unwrap();
+    assert_eq!(world.shadow.find(l4), None);
+    assert!(world.tracker.tracked().is_empty());
+}
+
+#[test]
 fn a_write_between_tracking_and_reading_is_not_lost() {
     let world = World::new(64);
     let ram = Arc::clone(&world.ram);
@@ -539,11 +651,14 @@ fn bad_options_and_roots_are_refused() {
         ErrorKind::InvalidArgument
     );
     let frames = Arc::new(LinearMap::new(world.ram.clone(), 0));
-    let builder = Shadow::builder(world.tracker.clone(), world.ram.clone(), frames).most_tables(0);
-    assert_eq!(
-        builder.build().unwrap_err().kind(),
-        ErrorKind::InvalidArgument
-    );
+    let builder = || Shadow::builder(world.tracker.clone(), world.ram.clone(), frames.clone());
+    for bad in [
+        builder().most_tables(0),
+        builder().most_tables(1 << 32),
+        builder().most_roots(0),
+    ] {
+        assert_eq!(bad.build().unwrap_err().kind(), ErrorKind::InvalidArgument);
+    }
 }
 
 #[test]

@@ -102,8 +102,7 @@ impl Inner {
             step: Step::Root,
         };
         let mut id = structure
-            .roots
-            .get(&root)
+            .root(root)
             .and_then(|r| r.start(addr))
             .ok_or(at_root)?;
         // Levels strictly descend, so this ends.
@@ -130,7 +129,7 @@ impl Inner {
     pub(super) fn mappings(&self, root: RootId) -> Vec<(u64, Target)> {
         let structure = self.lock();
         let mut found = Vec::new();
-        let Some(state) = structure.roots.get(&root) else {
+        let Some(state) = structure.root(root) else {
             return found;
         };
         for (base, id) in (0..).map(|n: u64| n << 30).zip(state.tables) {
