@@ -4,7 +4,7 @@
 
 use ioreq_core::hypervisor::{InjectedEvent, Intx};
 use ioreq_core::{Sbdf, VcpuId};
-use libc::{EINVAL, EOPNOTSUPP};
+use libc::{E2BIG, EINVAL, EOPNOTSUPP};
 
 use crate::interrupts::Injected;
 use crate::raw::RawDmop;
@@ -13,6 +13,9 @@ type Errno<T> = Result<T, i32>;
 
 /// `XEN_DMOP_nr_vcpus`, the last operation.
 const LAST: u32 = 20;
+
+/// Largest buffer of an operation that the kernel passes on.
+const BUFFER_MAX: usize = 4096;
 
 /// The bytes of `struct xen_dm_op`, read and written field by field.
 #[derive(Debug)]
@@ -71,8 +74,11 @@ impl RawDmop {
     /// ```
     ///
     /// # Errors
-    /// Xen's errno.
+    /// Xen's errno; E2BIG for a buffer of more than 4096 bytes.
     pub fn dm_op(&self, op: &mut [u8; 32], buffer: &mut [u8]) -> Errno<()> {
+        if buffer.len() > BUFFER_MAX {
+            return Err(E2BIG); // the kernel's answer
+        }
         let mut op = Fields(op);
         let (number, pad) = (op.u32(0), op.u32(4));
         if number == 0 || number > LAST {

@@ -282,3 +282,17 @@ pub(crate) fn type_track_vram<R: Rig>(rig: &R) {
     assert_eq!(domain.dm_op(&mut op, &mut [0; 1]), Ok(()));
     assert_eq!(domain.mem_type(TRACKED), IOREQ_SERVER);
 }
+
+pub(crate) fn kernel_dmop_buffer_size<R: Rig>(rig: &R) {
+    let domain = rig.domain(Options::default());
+    // 256 extents of 16 bytes, 32768 pages of a bit.
+    let extents = |nr| DmOp::new(MODIFIED_MEMORY).u32(0, nr);
+    let vram = |nr| DmOp::track_dirty_vram(0x400, nr);
+    for (mut op, bytes) in [(extents(256), 4096), (vram(32_768), 4096)] {
+        assert_eq!(domain.dm_op(&mut op, &mut vec![0; bytes]), Ok(()));
+    }
+    for (mut op, bytes) in [(extents(257), 4112), (vram(32_769), 4097)] {
+        let result = domain.dm_op(&mut op, &mut vec![0; bytes]);
+        refused_raw(result, libc::E2BIG);
+    }
+}

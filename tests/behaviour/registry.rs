@@ -122,6 +122,7 @@ pub(crate) fn cases<R: Rig>() -> Vec<Case<R>> {
             op_no_domain,
             op_dom0,
             type_track_vram,
+            kernel_dmop_buffer_size,
         }
         server {
             server_bufioreq_3,

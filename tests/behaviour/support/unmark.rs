@@ -2,6 +2,8 @@
 
 //! The safe way to set a page back to `ram_rw`, by hand.
 
+use std::hint;
+
 use ioreq_core::Gfn;
 use ioreq_core::abi::{IOREQ_TYPE_COPY, STATE_IORESP_READY};
 
@@ -34,11 +36,18 @@ impl<D: Domain> Server<D> {
     /// middle of a re-execution.
     pub(crate) fn grace(&self) {
         let vcpus = 0..self.slots().vcpus() as usize;
-        until("answers to be seen", || {
-            vcpus
-                .clone()
-                .all(|vcpu| self.page().state(vcpu) != STATE_IORESP_READY)
-        });
+        let seen = || {
+            let state = |vcpu| self.page().state(vcpu);
+            vcpus.clone().all(|v| state(v) != STATE_IORESP_READY)
+        };
+        // As quick as can be at first: the vCPU is then most likely to be where the grace period has to wait for it.
+        for _ in 0..10_000 {
+            if seen() {
+                break;
+            }
+            hint::spin_loop();
+        }
+        until("answers to be seen", seen);
         self.enable();
     }
 }
