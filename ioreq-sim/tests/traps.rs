@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 
 use common::{GFN, MMIO, PAGE, Peer, brief, domain, set_state};
 use ioreq_core::abi::{
-    HVMMEM_IOREQ_SERVER, STATE_IOREQ_INPROCESS, STATE_IOREQ_NONE, STATE_IORESP_READY,
+    HVMMEM_IOREQ_SERVER, STATE_IOREQ_INPROCESS, STATE_IOREQ_NONE, STATE_IOREQ_READY,
+    STATE_IORESP_READY,
 };
 use ioreq_core::memory::Width;
 use ioreq_core::{
@@ -488,6 +489,38 @@ fn none_by_the_server_gives_all_ones() {
         set_state(p.slot(0), STATE_IOREQ_NONE);
         p.events.notify(p.ports[0]).unwrap();
         assert_eq!(guest.join(), Ok(u32::MAX));
+    });
+}
+
+#[test]
+fn a_backward_state_crashes_the_domain() {
+    both(|mut p, _| {
+        let guest = p.domain.spawn(V0, |c| c.inl(0x510)).unwrap();
+        p.wait(0);
+        // Xen must see INPROCESS, then READY; it looks when notified, once for notifications that come close together.
+        let mut state = STATE_IOREQ_INPROCESS;
+        while !guest.is_finished() {
+            set_state(p.slot(0), state);
+            p.events.notify(p.ports[0]).unwrap();
+            std::thread::yield_now();
+            state = STATE_IOREQ_READY + STATE_IOREQ_INPROCESS - state;
+        }
+        let result = guest.join();
+        if let Err(VcpuExit::DomainCrashed { reason }) = result {
+            let (from, to) = (STATE_IOREQ_INPROCESS, STATE_IOREQ_READY);
+            let server = p.id;
+            assert_eq!(
+                reason,
+                CrashReason::BackwardState {
+                    server,
+                    vcpu: V0,
+                    from,
+                    to
+                }
+            );
+        } else {
+            panic!("{result:?}");
+        }
     });
 }
 
