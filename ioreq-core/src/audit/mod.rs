@@ -6,6 +6,9 @@
 //! [`CountingAllocator`] counts allocations, while a request's *window* is open on the thread. All atomic stores of a
 //! serving thread are noted by cache line, so that a test can tell whether two workers store to the same one. Without the
 //! feature all of this is nothing. For tests: counting is slow.
+//!
+//! It does not see what goes past `crate::sync`: the counts of a std `Arc`, stores into guest memory (`vm-memory`'s atomics), system
+//! calls, and whatever a handler or a hypervisor backend does by itself.
 
 #[cfg(feature = "audit")]
 mod allocator;

@@ -3,12 +3,11 @@
 //! UNSAFETY: atomic access to the pointers and entries of a page that Xen (and with legacy frames a guest) writes at any time.
 
 use std::mem::offset_of;
-// Not `crate::sync`: loom has no atomics in foreign memory (its models bring a `RingMemory` of their own).
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::memory::{EntryIndex, Pointers, RingMemory};
 use crate::abi::{BufIoreqEntry, BufferedIopage};
 use crate::hypervisor::SharedPage;
+use crate::sync::foreign::{AtomicU32, AtomicU64, Ordering};
 
 /// The buffered page (`struct buffered_iopage`) as [`RingMemory`].
 ///

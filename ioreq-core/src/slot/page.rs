@@ -3,12 +3,11 @@
 //! UNSAFETY: atomic access, field by field, to a page that Xen (and with legacy frames a guest) writes at any time.
 
 use std::mem::{offset_of, size_of};
-// Not `crate::sync`: loom has no atomics in foreign memory (its models bring a `SlotMemory` of their own).
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use super::memory::{SlotIndex, SlotMemory};
 use crate::abi::{IOREQ_SLOTS, Ioreq};
 use crate::hypervisor::SharedPage;
+use crate::sync::foreign::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// The ioreq page (`struct shared_iopage`) as [`SlotMemory`]. Loads and stores only: no read-modify-write.
 ///

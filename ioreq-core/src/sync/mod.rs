@@ -13,6 +13,15 @@ pub(crate) use loom::sync::{Mutex, MutexGuard, atomic};
 #[cfg(not(any(loom, feature = "audit")))]
 pub(crate) use std::sync::{Mutex, MutexGuard, atomic};
 
+/// Atomics in memory that others made: the pages shared with the hypervisor. Loom has none there (its models bring memory of
+/// their own); the audit sees them.
+pub(crate) mod foreign {
+    #[cfg(all(feature = "audit", not(loom)))]
+    pub(crate) use super::audited::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+    #[cfg(any(loom, not(feature = "audit")))]
+    pub(crate) use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+}
+
 use crossbeam::utils::Backoff;
 
 /// Waits a little for another thread: spins, then yields, then sleeps in short steps.
