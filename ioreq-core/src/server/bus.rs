@@ -221,8 +221,12 @@ impl<H: Hypervisor> Bus<'_, H> {
             .core
             .pages
             .find(Gfn::of(GuestAddress(addr)), self.guard)?;
-        self.counters.page_writes.bump();
-        Some(self.write_page(&page, addr, width, value, WriteSource::Trapped))
+        let written = self.write_page(&page, addr, width, value, WriteSource::Trapped);
+        // One that has to wait comes again.
+        if !matches!(written, Err(Pause::Parked)) {
+            self.counters.page_writes.bump();
+        }
+        Some(written)
     }
 
     /// Handler and store of one write to a tracked page, in the page's order.

@@ -41,13 +41,13 @@ server_stats! {
     port_writes,
     /// MMIO reads.
     mmio_reads,
-    /// MMIO writes.
+    /// MMIO writes, those to tracked pages included.
     mmio_writes,
     /// PCI configuration reads.
     pci_reads,
     /// PCI configuration writes.
     pci_writes,
-    /// Trapped writes to tracked pages, those that are leaving included.
+    /// Of the MMIO writes, those to tracked pages; pages that are leaving included.
     page_writes,
     /// Entries taken from the buffered ring.
     buffered,
@@ -88,7 +88,7 @@ server_stats! {
 }
 
 impl ServerStats {
-    /// All synchronous requests.
+    /// All synchronous requests, each counted once.
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.port_reads
@@ -97,7 +97,6 @@ impl ServerStats {
             + self.mmio_writes
             + self.pci_reads
             + self.pci_writes
-            + self.page_writes
             + self.time_offsets
             + self.invalidates
             + self.unknown
