@@ -24,6 +24,17 @@ pub(crate) fn walk(ram: &dyn GuestRam, root: u64) -> Vec<Page> {
     found
 }
 
+/// The same for a 32-bit address space: each of the `directories` (guest-physical, 0 for none) is a GiB.
+pub(crate) fn walk_directories(ram: &dyn GuestRam, directories: [u64; 4]) -> Vec<Page> {
+    let mut found = Vec::new();
+    for (number, directory) in (0_u64..).zip(directories) {
+        if directory != 0 {
+            table(ram, directory, 21, false, number << 30, &mut found);
+        }
+    }
+    found
+}
+
 /// `bit` is the lowest address bit that selects an entry: 39, 30, 21 or 12.
 fn table(ram: &dyn GuestRam, at: u64, bit: u32, wide: bool, base: u64, found: &mut Vec<Page>) {
     let mut bytes = [0_u8; 4096];
@@ -72,6 +83,8 @@ pub(crate) struct Tally {
     pub(crate) wrong_bytes: AtomicU64,
     /// By page size: 4 KiB, 64 KiB, 2 MiB, 1 GiB.
     pub(crate) sizes: [AtomicU64; 4],
+    /// Comparisons of 32-bit address spaces.
+    pub(crate) narrow: AtomicU64,
 }
 
 impl Tally {

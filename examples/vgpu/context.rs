@@ -24,6 +24,8 @@ pub(crate) enum Kind {
     Large,
     /// The aperture: 1 GiB of memory that all contexts share, one 1 GiB entry.
     Huge,
+    /// A window: a whole page table of 4 KiB entries, led elsewhere before every submission of its context.
+    Window,
 }
 
 /// Memory that the GPU can reach.
@@ -38,10 +40,94 @@ pub(crate) struct Buffer {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// A context: a PML4 and what hangs below it.
+/// What a context is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// 32-bit (L3) rather than 48-bit (L4).
+    pub(crate) narrow: bool,
+    /// It has a window.
+    pub(crate) streams: bool,
+}
+
+impl Shape {
+    /// Every second one is narrow; one in four streams, of either kind.
+    pub(crate) fn of(number: u64) -> Self {
+        Shape {
+            narrow: number % 2 == 1,
+            streams: matches!(number % 8, 2 | 5),
+        }
+    }
+}
+
+/// The tables that a context starts from, as frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Root {
+    /// A PML4: 48-bit addresses.
+    L4(u64),
+    /// A page directory for each GiB of 32-bit addresses, 0 where there is none. The first is always there.
+    L3([u64; 4]),
+}
+
+impl Root {
+    fn new(narrow: bool, pen: &mut Pen<'_>, arena: &mut Arena) -> Result<Self, CpuFault> {
+        let mut table = |pen: &mut Pen<'_>| {
+            let frame = arena.table();
+            pen.clear(frame).map(|()| frame)
+        };
+        if !narrow {
+            return table(pen).map(Root::L4);
+        }
+        let mut directories = [table(pen)?, 0, 0, 0];
+        for directory in &mut directories[1..] {
+            if pen.random.u8(..4) > 0 {
+                *directory = table(pen)?;
+            }
+        }
+        Ok(Root::L3(directories))
+    }
+
+    /// What goes into PVINFO's pdp registers: guest-physical addresses, 0 for none.
+    pub(crate) fn pointers(self) -> [u64; 4] {
+        match self {
+            Root::L4(pml4) => [pml4 << 12, 0, 0, 0],
+            Root::L3(directories) => directories.map(|frame| frame << 12),
+        }
+    }
+
+    /// The frame of its table of `level` for `addr`; None for levels below.
+    fn table(self, addr: u64, level: u32) -> Option<u64> {
+        match self {
+            Root::L4(pml4) => (level == 4).then_some(pml4),
+            Root::L3(directories) => (level == 2).then(|| directories[(addr >> 30) as usize % 4]),
+        }
+    }
+
+    /// GiB of addresses where buffers go.
+    fn gibs(self) -> Vec<u64> {
+        match self {
+            Root::L4(_) => (0..400).collect(),
+            Root::L3(directories) => (0..4)
+                .zip(directories)
+                .filter(|(_, frame)| *frame != 0)
+                .map(|(gib, _)| gib)
+                .collect(),
+        }
+    }
+
+    fn frames(self) -> impl Iterator<Item = u64> {
+        let frames = match self {
+            Root::L4(pml4) => [pml4, 0, 0, 0],
+            Root::L3(directories) => directories,
+        };
+        frames.into_iter().filter(|frame| *frame != 0)
+    }
+}
+
+/// A context: its root and what hangs below it.
 #[derive(Debug)]
 pub(crate) struct Context {
-    pub(crate) root: u64,
+    pub(crate) shape: Shape,
+    pub(crate) root: Root,
     /// Tables by level (3: PDP, 2: PD, 1: PT) and first GPU address: frame and number of entries in use.
     tables: BTreeMap<(u32, u64), (u64, u32)>,
     pub(crate) buffers: Vec<Buffer>,
@@ -95,12 +181,16 @@ fn base(addr: u64, level: u32) -> u64 {
 }
 
 impl Context {
-    /// A context with an empty PML4.
-    pub(crate) fn new(pen: &mut Pen<'_>, arena: &mut Arena, slice: u64) -> Result<Self, CpuFault> {
-        let root = arena.table();
-        pen.clear(root)?;
+    /// A context whose root is empty.
+    pub(crate) fn new(
+        shape: Shape,
+        pen: &mut Pen<'_>,
+        arena: &mut Arena,
+        slice: u64,
+    ) -> Result<Self, CpuFault> {
         Ok(Context {
-            root,
+            shape,
+            root: Root::new(shape.narrow, pen, arena)?,
             tables: BTreeMap::new(),
             buffers: Vec::new(),
             slice,
@@ -114,7 +204,11 @@ impl Context {
         match kind {
             Kind::Huge => 1 << 39,
             // Every fourth one starts a new GiB, so that directories come and go as well.
-            _ => (self.next / 4 % 400) << 30 | (self.next % 400) << 21,
+            _ => {
+                let gibs = self.root.gibs();
+                let gib = gibs[(self.next / 4) as usize % gibs.len()];
+                gib << 30 | (self.next % 400) << 21
+            }
         }
     }
 
@@ -127,8 +221,8 @@ impl Context {
         level: u32,
         wide: bool,
     ) -> Result<u64, CpuFault> {
-        if level == 4 {
-            return Ok(self.root);
+        if let Some(frame) = self.root.table(addr, level) {
+            return Ok(frame);
         }
         if let Some((frame, _)) = self.tables.get(&(level, base(addr, level))) {
             return Ok(*frame);
@@ -167,11 +261,8 @@ impl Context {
         level: u32,
     ) -> Result<(), CpuFault> {
         let key = (level, base(addr, level));
-        let table = if level == 4 {
-            self.root
-        } else {
-            self.tables[&key].0
-        };
+        let table = self.root.table(addr, level);
+        let table = table.unwrap_or_else(|| self.tables[&key].0);
         pen.entry(table, index(addr, level), 0)?;
         let Some((frame, used)) = self.tables.get_mut(&key) else {
             return Ok(());
@@ -190,7 +281,7 @@ impl Context {
     fn entries(buffer: &Buffer) -> Vec<(u64, u32, u64)> {
         let flags = PRESENT | WRITABLE;
         match buffer.kind {
-            Kind::Small => (buffer.at..)
+            Kind::Small | Kind::Window => (buffer.at..)
                 .step_by(4096)
                 .zip(&buffer.frames)
                 .map(|(addr, frame)| (addr, 1, frame << 12 | flags))
@@ -245,12 +336,26 @@ impl Context {
         Ok(())
     }
 
+    /// Leads the window elsewhere: every entry of its table is written. The frames behind it, and with them the bytes, move on by
+    /// `by` pages.
+    pub(crate) fn slide(&mut self, pen: &mut Pen<'_>, by: usize) -> Result<(), CpuFault> {
+        let window = self.buffers.iter_mut().find(|b| b.kind == Kind::Window);
+        let Some(window) = window else { return Ok(()) };
+        let (table, _) = self.tables[&(1, base(window.at, 1))];
+        window.frames.rotate_left(by);
+        window.bytes.rotate_left(by * 4096);
+        for (index, frame) in (0..).zip(&window.frames) {
+            pen.entry(table, index, frame << 12 | PRESENT | WRITABLE)?;
+        }
+        Ok(())
+    }
+
     /// Gives every table back. The context's shadow is gone already.
     pub(crate) fn release(self, arena: &mut Arena) -> Vec<Buffer> {
         for (frame, _) in self.tables.into_values() {
             arena.free_table(frame);
         }
-        arena.free_table(self.root);
+        self.root.frames().for_each(|frame| arena.free_table(frame));
         self.buffers
     }
 }

@@ -11,7 +11,7 @@ use ioreq::{GuestRam, VcpuId, Width};
 use vm_memory::GuestAddress;
 
 use crate::checker::SharedTally;
-use crate::context::{Buffer, Context, Kind, Pen};
+use crate::context::{Buffer, Context, Kind, Pen, Root, Shape};
 use crate::frames::Arena;
 
 /// Guest-physical address of the PVINFO page: offset 0x78000 of a BAR at 0xe000_0000.
@@ -31,6 +31,8 @@ const LOCK: u64 = 0x8_0000;
 /// Registers of PVINFO, by the driver's names.
 const PDP0: u64 = 0x838;
 const G2V_NOTIFY: u64 = 0x818;
+const L3_CREATE: u32 = 2;
+const L3_DESTROY: u32 = 3;
 const L4_CREATE: u32 = 4;
 const L4_DESTROY: u32 = 5;
 const MAGIC: u64 = 0x4776_5447_7654_4776;
@@ -52,7 +54,12 @@ pub(crate) struct Task {
 /// What it did.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Done {
-    pub(crate) contexts_created: u64,
+    /// 48-bit contexts.
+    pub(crate) wide_created: u64,
+    /// 32-bit contexts.
+    pub(crate) narrow_created: u64,
+    /// Those of either kind that stream.
+    pub(crate) streams_created: u64,
     pub(crate) tables_freed: u64,
     pub(crate) tables_reused: u64,
     pub(crate) moved: u64,
@@ -88,8 +95,11 @@ pub(crate) fn run(cpu: &mut Cpu, mut task: Task) -> Result<Done, CpuFault> {
     if driver.cpu.load64(PVINFO)? != MAGIC {
         driver.task.tally.wrong("PVINFO has no magic");
     }
-    for _ in 0..driver.task.contexts {
-        driver.create()?;
+    for number in 0..driver.task.contexts {
+        // Drivers start at different shapes, so that even few contexts are not all alike.
+        driver.create(Shape::of(
+            u64::from(number) + 3 * u64::from(driver.task.vcpu.0),
+        ))?;
     }
     for number in 0..driver.task.submissions {
         driver.change(number)?;
@@ -106,55 +116,74 @@ pub(crate) fn run(cpu: &mut Cpu, mut task: Task) -> Result<Done, CpuFault> {
 
 impl Driver<'_> {
     /// Tells the mediator about a root. The registers are one set for all vCPUs, so the guest's driver locks them.
-    fn notify(&mut self, root: u64, what: u32) -> Result<(), CpuFault> {
+    fn notify(&mut self, root: Root, what: u32) -> Result<(), CpuFault> {
         while self.cpu.xchg(LOCK, Width::B4, 1)? != 0 {
             std::thread::yield_now();
         }
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "the two halves of the register"
-        )]
-        let (low, high) = ((root << 12) as u32, (root >> 20) as u32);
-        self.cpu.store32(PVINFO + PDP0, low)?;
-        self.cpu.store32(PVINFO + PDP0 + 4, high)?;
+        for (number, pointer) in (0..).zip(root.pointers()) {
+            #[allow(
+                clippy::cast_possible_truncation,
+                reason = "the two halves of the register"
+            )]
+            let (low, high) = (pointer as u32, (pointer >> 32) as u32);
+            self.cpu.store32(PVINFO + PDP0 + 8 * number, low)?;
+            self.cpu.store32(PVINFO + PDP0 + 8 * number + 4, high)?;
+        }
         self.cpu.store32(PVINFO + G2V_NOTIFY, what)?;
         self.cpu.store32(LOCK, 0)
     }
 
-    fn create(&mut self) -> Result<(), CpuFault> {
+    fn create(&mut self, shape: Shape) -> Result<(), CpuFault> {
         let mut pen = Pen {
             cpu: self.cpu,
             random: &mut self.random,
         };
         let slice = self.slices.pop().expect("a slice for each context");
-        let context = Context::new(&mut pen, &mut self.task.arena, slice)?;
+        let context = Context::new(shape, &mut pen, &mut self.task.arena, slice)?;
         let root = context.root;
         self.contexts.push(context);
-        self.notify(root, L4_CREATE)?;
+        let create = match root {
+            Root::L4(_) => L4_CREATE,
+            Root::L3(_) => L3_CREATE,
+        };
+        self.notify(root, create)?;
         let (now, most) = &*self.task.alive;
         most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
-        self.done.contexts_created += 1;
+        self.done.wide_created += u64::from(!shape.narrow);
+        self.done.narrow_created += u64::from(shape.narrow);
+        self.done.streams_created += u64::from(shape.streams);
         let last = self.contexts.len() - 1;
-        for kind in [Kind::Small, Kind::Medium, Kind::Large, Kind::Huge] {
+        for kind in [Kind::Small, Kind::Medium, Kind::Large] {
             self.map_new(last, kind)?;
+        }
+        if !shape.narrow {
+            self.map_new(last, Kind::Huge)?;
+        }
+        if shape.streams {
+            self.map_new(last, Kind::Window)?;
         }
         Ok(())
     }
 
-    fn destroy(&mut self, at: usize) -> Result<(), CpuFault> {
+    fn destroy(&mut self, at: usize) -> Result<Shape, CpuFault> {
         let context = self.contexts.swap_remove(at);
-        self.notify(context.root, L4_DESTROY)?;
+        let destroy = match context.root {
+            Root::L4(_) => L4_DESTROY,
+            Root::L3(_) => L3_DESTROY,
+        };
+        self.notify(context.root, destroy)?;
         self.task.alive.0.fetch_sub(1, Ordering::Relaxed);
         self.slices.push(context.slice);
+        let shape = context.shape;
         for buffer in context.release(&mut self.task.arena) {
             self.free(buffer);
         }
-        Ok(())
+        Ok(shape)
     }
 
     fn free(&mut self, buffer: Buffer) {
         match buffer.kind {
-            Kind::Small => buffer
+            Kind::Small | Kind::Window => buffer
                 .frames
                 .into_iter()
                 .for_each(|frame| self.task.arena.free_data(frame)),
@@ -171,6 +200,7 @@ impl Driver<'_> {
             Kind::Small => (0..self.random.u64(16..=64))
                 .map(|_| self.task.arena.data())
                 .collect(),
+            Kind::Window => (0..512).map(|_| self.task.arena.data()).collect(),
             Kind::Medium | Kind::Large => {
                 let Some(first) = self.task.arena.big() else {
                     return Ok(());
@@ -238,11 +268,12 @@ impl Driver<'_> {
     fn change(&mut self, number: u64) -> Result<(), CpuFault> {
         let at = self.random.usize(..self.contexts.len());
         if number % 200 == 199 {
-            self.destroy(at)?;
-            return self.create();
+            let shape = self.destroy(at)?;
+            return self.create(shape);
         }
+        let stays = |buffer: &Buffer| matches!(buffer.kind, Kind::Huge | Kind::Window);
         let movable: Vec<usize> = (0..self.contexts[at].buffers.len())
-            .filter(|buffer| self.contexts[at].buffers[*buffer].kind != Kind::Huge)
+            .filter(|buffer| !stays(&self.contexts[at].buffers[*buffer]))
             .collect();
         if number % 16 == 7
             && let Some(which) = movable
@@ -302,6 +333,12 @@ impl Driver<'_> {
     /// Submits a copy or a fill, and checks every byte of the target.
     fn submit(&mut self) -> Result<(), CpuFault> {
         let at = self.random.usize(..self.contexts.len());
+        let by = self.random.usize(1..512);
+        let mut pen = Pen {
+            cpu: self.cpu,
+            random: &mut self.random,
+        };
+        self.contexts[at].slide(&mut pen, by)?;
         let count = self.contexts[at].buffers.len();
         let (source, target) = (self.random.usize(..count), self.random.usize(..count));
         let fill = source == target || self.random.u8(..8) == 0;
@@ -317,7 +354,11 @@ impl Driver<'_> {
         let channel = ENGINE + u64::from(self.task.vcpu.0) * regs::CHANNEL;
         self.fence += 1;
         let fence_addr = self.fence_frame << 12;
-        let (root, from, to) = (context.root << 12, from.at, to.at);
+        let root = match context.root {
+            Root::L4(pml4) => pml4 << 12,
+            Root::L3([first, ..]) => first << 12 | 1,
+        };
+        let (from, to) = (from.at, to.at);
         self.cpu.store64(channel + regs::ROOT, root)?;
         self.cpu.store64(channel + regs::SOURCE, from)?;
         self.cpu.store64(channel + regs::TARGET, to)?;

@@ -13,7 +13,7 @@ use ioreq::server::IoreqServer;
 use ioreq::sim::{DomainConfig, Machine, XenVersion};
 use ioreq::{GfnRange, GuestMap, GuestRam, MmioRange, VcpuId};
 
-use crate::checker::{Page, Tally, walk};
+use crate::checker::{Page, Tally, walk, walk_directories};
 use crate::driver::{self, APERTURE, Done, ENGINE, PVINFO, Task};
 use crate::frames::Arena;
 use crate::options::{Options, Switch, Version};
@@ -171,7 +171,14 @@ fn engine(
     let engine = Engine::new(shadow.clone(), Arc::new(frames.clone()), Arc::clone(ram))
         .interrupt(interrupts, 0xfee0_0000, 0x41)
         .observer(move |id, root| {
-            let Root::L4(pml4) = root else { return };
+            let expected = match root {
+                Root::L4(pml4) => walk(&*guest, pml4.0 << 12),
+                Root::L3(directories) => {
+                    tally.narrow.fetch_add(1, Ordering::Relaxed);
+                    let at = directories.map(|gfn| gfn.map_or(0, |gfn| gfn.0 << 12));
+                    walk_directories(&*guest, at)
+                }
+            };
             let shown: Vec<Page> = watched
                 .mappings(id)
                 .into_iter()
@@ -186,7 +193,7 @@ fn engine(
                     writable: to.writable,
                 })
                 .collect();
-            tally.compare(&walk(&*guest, pml4.0 << 12), &shown);
+            tally.compare(&expected, &shown);
         });
     Ok(Arc::new(engine.start()?))
 }
@@ -200,7 +207,9 @@ fn bar(options: &Options) -> ProgressBar {
 
 fn sum(done: &[Done]) -> Done {
     done.iter().fold(Done::default(), |sum, one| Done {
-        contexts_created: sum.contexts_created + one.contexts_created,
+        wide_created: sum.wide_created + one.wide_created,
+        narrow_created: sum.narrow_created + one.narrow_created,
+        streams_created: sum.streams_created + one.streams_created,
         tables_freed: sum.tables_freed + one.tables_freed,
         tables_reused: sum.tables_reused + one.tables_reused,
         moved: sum.moved + one.moved,

@@ -49,10 +49,11 @@ impl Report {
             self.hypervisor, options.vcpus, self.seconds
         );
         println!(
-            "requests     {} (mmio reads {}, mmio writes {})",
+            "requests     {} (mmio reads {}, mmio writes {}, writes to table pages {})",
             stats.requests(),
             stats.mmio_reads,
-            stats.mmio_writes
+            stats.mmio_writes.saturating_sub(stats.page_writes),
+            stats.page_writes
         );
         println!(
             "traps        {} writes to tracked pages, {:.0}/s",
@@ -76,12 +77,13 @@ impl Report {
             self.saved_seconds()
         );
         println!(
-            "contexts     {} alive at once, {} created",
-            self.contexts_alive, done.contexts_created
+            "contexts     {} alive at once; {} of 48 bits and {} of 32 bits created, {} of them streaming",
+            self.contexts_alive, done.wide_created, done.narrow_created, done.streams_created
         );
         println!(
-            "submissions  {} ({} finished by the engine's thread), {:.0}/s, {} interrupts",
+            "submissions  {} ({} of 32-bit contexts, {} finished by the engine's thread), {:.0}/s, {} interrupts",
             engine.submissions,
+            tally.narrow.load(Ordering::Relaxed),
             engine.deferred,
             per_second(engine.submissions),
             self.interrupts
@@ -138,6 +140,8 @@ impl Report {
                 "p50": latency(0.5), "p99": latency(0.99), "p999": latency(0.999), "max": latency(1.0),
             },
             "rss_peak_kib": peak_kib(),
+            "contexts_created": { "l4": self.done.wide_created, "l3": self.done.narrow_created },
+            "submissions_l3": self.tally.narrow.load(Ordering::Relaxed),
         })
     }
 }
