@@ -2,18 +2,35 @@
 
 //! `cargo xtask mutants`: cargo-mutants over what everything rests on. Nine in ten mutants must be caught, and each survivor must
 //! have its reason in `docs/testing.md`.
+//!
+//! Each part runs twice: first against the tests of its own crate, which take seconds and catch most; then what is left against every
+//! test of the crates above it.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
-use serde_json::Value;
 
 use crate::run::{cargo, root, succeed};
 
 /// Least share of viable mutants that tests must catch, in per cent.
 const GOAL: usize = 90;
+
+/// Not mutated: the code of tests and of loom models, and what only people read.
+const NOT_MUTATED: &[&str] = &[
+    "--exclude",
+    "**/tests.rs",
+    "--exclude",
+    "**/tests/**",
+    "--exclude",
+    "**/model.rs",
+    "--exclude-re",
+    "impl fmt::(Debug|Display) for",
+];
 
 /// What is mutated: name, package, files.
 const PARTS: &[(&str, &str, &str)] = &[
@@ -28,10 +45,32 @@ const PARTS: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// Reports whose lines are final: a mutant that one round caught, or that does not compile.
+const KEPT: [&str; 2] = ["caught.txt", "unviable.txt"];
+
+/// The rounds of a part: which packages' tests run (none named: the part's own), and the seconds after which a mutant counts as
+/// hanging. That is several times what the tests take on an idle machine.
+const ROUNDS: [(&[&str], &str); 2] = [
+    (&[], "20"),
+    (&["ioreq", "ioreq-core", "ioreq-backends"], "200"),
+];
+
 #[derive(ClapArgs)]
 pub(crate) struct Args {
     /// Only these parts: slot, ring, dispatch, claim, shadow.
     parts: Vec<String>,
+    /// Go on where an earlier run was interrupted: what it caught is not tried again.
+    #[arg(long)]
+    resume: bool,
+}
+
+/// What became of a part's mutants.
+#[derive(Default)]
+struct Outcome {
+    caught: usize,
+    timeout: usize,
+    unviable: usize,
+    missed: Vec<String>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -59,58 +98,27 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             continue;
         }
         let output = root().join("target/mutants").join(name);
-        fs::create_dir_all(&output)?;
-        let out = output.to_string_lossy().into_owned();
-        let command = [
-            "mutants",
-            "--package",
-            package,
-            "--file",
-            glob,
-            "--output",
-            &out,
-            "--test-workspace",
-            "true",
-            "--jobs",
-            "1",
-            "--minimum-test-timeout",
-            "60",
-            "--no-shuffle",
-        ];
-        // It ends with an error when mutants survive; what counts is in its report.
-        let _survivors = cargo(&root(), &command)
-            .status()
-            .context("cannot run cargo mutants")?;
-        let report = fs::read_to_string(output.join("mutants.out/outcomes.json"))
-            .with_context(|| format!("{name}: cargo-mutants left no report: no such files?"))?;
-        let outcomes: Value = serde_json::from_str(&report)?;
-        let count = |key: &str| {
-            outcomes[key]
-                .as_u64()
-                .and_then(|n| usize::try_from(n).ok())
-                .unwrap_or(0)
-        };
-        if count("total_mutants") == 0 {
-            bail!("{name}: nothing to mutate in {glob}");
+        if !args.resume && output.exists() {
+            fs::remove_dir_all(&output)?;
         }
-        caught += count("caught") + count("timeout");
-        missed += count("missed");
+        fs::create_dir_all(&output)?;
+        absorb(&output)?;
+        for (tested, timeout) in ROUNDS {
+            mutate(package, glob, tested, timeout, &output)?;
+            absorb(&output)?;
+        }
+        let outcome = outcome(&output).with_context(|| format!("no report for {name}"))?;
+        caught += outcome.caught + outcome.timeout;
+        missed += outcome.missed.len();
         println!(
-            "{name}: {} caught, {} missed, {} timeouts, {} unviable",
-            count("caught"),
-            count("missed"),
-            count("timeout"),
-            count("unviable")
+            "{name}: {} caught, {} timeouts, {} missed, {} unviable",
+            outcome.caught,
+            outcome.timeout,
+            outcome.missed.len(),
+            outcome.unviable
         );
-        let survivors =
-            fs::read_to_string(output.join("mutants.out/missed.txt")).unwrap_or_default();
-        for survivor in survivors.lines() {
-            // `file:line:column: what`: lines move, so only the rest is compared.
-            let file = survivor.split(':').next().unwrap_or_default();
-            let what = survivor.splitn(4, ':').nth(3).unwrap_or(survivor).trim();
-            let explained = accepted
-                .lines()
-                .any(|line| line.contains(file) && line.contains(what));
+        for survivor in &outcome.missed {
+            let explained = is_explained(survivor, &accepted);
             println!(
                 "  {} {survivor}",
                 if explained { "accepted" } else { "SURVIVES" }
@@ -118,7 +126,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             unexplained += usize::from(!explained);
         }
     }
-    let all = (caught + missed).max(1);
+    let all = caught + missed;
+    if all == 0 {
+        bail!("nothing was mutated");
+    }
     println!(
         "{caught} of {all} caught: {:.1} %",
         caught as f64 * 100.0 / all as f64
@@ -130,4 +141,67 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         bail!("{unexplained} survivors have no reason in docs/testing.md");
     }
     Ok(())
+}
+
+/// One round: every mutant of `glob` that no earlier round caught, against the tests of `tested` (of `package`, if none is named).
+fn mutate(package: &str, glob: &str, tested: &[&str], timeout: &str, output: &Path) -> Result<()> {
+    let mut command = cargo(&root(), &["mutants", "--package", package, "--file", glob]);
+    command.args(NOT_MUTATED).arg("--output").arg(output);
+    for other in tested {
+        command.args(["--test-package", other]);
+    }
+    command
+        .args(["--iterate", "--no-shuffle", "--colors", "never"])
+        .args(["--timeout", timeout, "--jobs", "1"])
+        .args(["--", "--lib", "--tests"])
+        // Not worth its link time here.
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
+        .env("CARGO_PROFILE_TEST_DEBUG", "0");
+    let status = command.status().context("cannot run cargo mutants")?;
+    // 0: all caught; 2: survivors; 3: timeouts. Anything else: it could not do its work.
+    match status.code() {
+        Some(0 | 2 | 3) => Ok(()),
+        _ => bail!("cargo mutants on {glob} ends with {status}"),
+    }
+}
+
+/// Keeps what a round, or an interrupted run, found for good: cargo-mutants' own report holds one round only.
+fn absorb(output: &Path) -> Result<()> {
+    for name in KEPT {
+        let kept = output.join(name);
+        let mut all: BTreeSet<String> = lines(&kept)?;
+        all.extend(lines(&output.join("mutants.out").join(name))?);
+        let text: String = all.iter().map(|line| format!("{line}\n")).collect();
+        fs::write(&kept, text).with_context(|| format!("{}", kept.display()))?;
+    }
+    Ok(())
+}
+
+/// All rounds of a part together: what was caught once is caught, and the last round says what is not.
+fn outcome(output: &Path) -> Result<Outcome> {
+    let last = output.join("mutants.out");
+    Ok(Outcome {
+        caught: lines(&output.join("caught.txt"))?.len(),
+        unviable: lines(&output.join("unviable.txt"))?.len(),
+        timeout: lines(&last.join("timeout.txt"))?.len(),
+        missed: lines(&last.join("missed.txt"))?.into_iter().collect(),
+    })
+}
+
+/// The lines of a file; none, if there is no such file.
+fn lines(path: &Path) -> Result<BTreeSet<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text.lines().map(str::to_owned).collect()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeSet::new()),
+        Err(error) => Err(error).with_context(|| format!("{}", path.display())),
+    }
+}
+
+/// Whether `docs/testing.md` has a row for this survivor. It reads `file:line:column: what`: lines move, so only the rest counts.
+fn is_explained(survivor: &str, accepted: &str) -> bool {
+    let file = survivor.split(':').next().unwrap_or_default();
+    let what = survivor.splitn(4, ':').nth(3).unwrap_or(survivor).trim();
+    accepted
+        .lines()
+        .any(|line| line.contains(file) && line.contains(&format!("`{what}`")))
 }
