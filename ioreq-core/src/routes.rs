@@ -34,6 +34,39 @@ impl fmt::Display for RouteId {
 }
 
 /// The routes of one server. Callable from any thread, handlers included; requests flow meanwhile.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use ioreq_core::handler::{Access, Context, Handler, ReadOutcome, WriteOutcome};
+/// use ioreq_core::routes::Routes;
+/// use ioreq_core::{MmioRange, server::IoreqServer};
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// struct Bar;
+/// impl Handler for Bar {
+///     fn read(&self, _: &Context<'_>, _: Access) -> ReadOutcome {
+///         0.into()
+///     }
+///     fn write(&self, _: &Context<'_>, _: Access, _: u64) -> WriteOutcome {
+///         WriteOutcome::Done
+///     }
+/// }
+///
+/// /// A device moves its registers.
+/// fn relocate(routes: &dyn Routes) -> ioreq_core::Result<()> {
+///     let old = routes.add("bar", MmioRange::sized(0xe000_0000, 0x1000)?.into(), Arc::new(Bar))?;
+///     routes.retract(old)?;
+///     routes.add("bar", MmioRange::sized(0xf000_0000, 0x1000)?.into(), Arc::new(Bar))?;
+///     Ok(())
+/// }
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let server = IoreqServer::builder(domain.hypervisor()).build()?;
+/// relocate(&server.control())?;
+/// assert_eq!(server.route_stats().len(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Routes: Send + Sync {
     /// Registers `range` with the hypervisor and routes its accesses to `handler`. `name` is for errors and statistics.
     ///

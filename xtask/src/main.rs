@@ -3,6 +3,7 @@
 //! Developer commands of the workspace: `cargo xtask …`.
 
 mod breaks;
+mod doc_examples;
 mod mutants;
 mod packages;
 mod run;

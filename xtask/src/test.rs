@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
 
 use crate::run::{cargo, root, succeed};
-use crate::{breaks, packages, source};
+use crate::{breaks, doc_examples, packages, source};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -39,7 +39,11 @@ const STEPS: &[Step] = &[
         "clippy with -D warnings, in every feature set",
         clippy,
     ),
-    ("docs", "rustdoc with -D warnings", docs),
+    (
+        "docs",
+        "rustdoc with -D warnings; every public type has an example",
+        docs,
+    ),
     ("tests", "unit, integration and doc tests", tests),
     ("examples", "examples build; the main job runs", examples),
     (
@@ -105,49 +109,41 @@ fn format() -> Result<()> {
     succeed(&mut cargo(&root(), &["fmt", "--all", "--check"]))
 }
 
-/// Feature sets of the facade: each alone, none, all.
-const FEATURES: &[&[&str]] = &[
-    &["--all-features"],
-    &["-p", "ioreq", "--no-default-features"],
-    &["-p", "ioreq", "--no-default-features", "--features", "sim"],
-    &["-p", "ioreq", "--no-default-features", "--features", "xen"],
-    &[
-        "-p",
-        "ioreq",
-        "--no-default-features",
-        "--features",
-        "backends",
-    ],
-];
+/// The facade's features.
+const FEATURES: [&str; 4] = ["sim", "xen", "backends", "audit"];
 
+/// Every set of the facade's features, and every target with the default set and with all.
 fn clippy() -> Result<()> {
-    let all = [
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "-D",
-        "warnings",
-    ];
-    succeed(&mut cargo(&root(), &all))?;
-    for set in FEATURES {
-        let targets: &[&str] = if set.contains(&"--no-default-features") {
-            &["--lib"]
-        } else {
-            &["--workspace", "--all-targets"]
-        };
-        let args = [&["clippy"], *set, targets, &["--", "-D", "warnings"]].concat();
-        succeed(&mut cargo(&root(), &args))?;
+    let whole = ["clippy", "--workspace", "--all-targets"];
+    let deny = ["--", "-D", "warnings"];
+    succeed(&mut cargo(&root(), &[&whole[..], &deny].concat()))?;
+    succeed(&mut cargo(
+        &root(),
+        &[&whole[..], &["--all-features"], &deny].concat(),
+    ))?;
+    for set in 0..1_u32 << FEATURES.len() {
+        let features: Vec<&str> = (0..)
+            .zip(FEATURES)
+            .filter(|(bit, _)| set >> bit & 1 == 1)
+            .map(|(_, feature)| feature)
+            .collect();
+        let features = features.join(",");
+        println!("features: {features}");
+        let library = ["clippy", "--quiet", "-p", "ioreq", "--lib"];
+        let only = ["--no-default-features", "--features", &features];
+        succeed(&mut cargo(&root(), &[&library[..], &only, &deny].concat()))?;
     }
     Ok(())
 }
 
 fn docs() -> Result<()> {
+    doc_examples::forget()?;
     let mut doc = cargo(
         &root(),
         &["doc", "--workspace", "--no-deps", "--all-features"],
     );
-    succeed(doc.env("RUSTDOCFLAGS", "-D warnings"))
+    succeed(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    doc_examples::check()
 }
 
 fn tests() -> Result<()> {

@@ -26,12 +26,54 @@ impl fmt::Debug for HostAddr {
 
 /// Translates guest frames to host addresses. Called for each entry that is shadowed, also on a trapped write's way: it should
 /// neither lock nor allocate.
+///
+/// ```
+/// use ioreq_backends::vgpu::{FrameMap, HostAddr};
+/// use ioreq_core::Gfn;
+///
+/// /// A guest whose memory lies in one piece at 4 GiB of the device's address space.
+/// struct OnePiece { frames: u64 }
+/// impl FrameMap for OnePiece {
+///     fn translate(&self, first: Gfn, frames: u64) -> Option<HostAddr> {
+///         let end = first.0.checked_add(frames)?;
+///         (end <= self.frames).then_some(HostAddr((1 << 32) + (first.0 << 12)))
+///     }
+/// }
+/// let map = OnePiece { frames: 512 };
+/// assert_eq!(map.translate(Gfn(0), 512), Some(HostAddr(1 << 32)));
+/// assert_eq!(map.translate(Gfn(1), 512), None);
+/// assert_eq!(map.translate(Gfn(u64::MAX), 1), None);
+/// ```
 pub trait FrameMap: Send + Sync {
     /// The host address of `frames` guest frames from `first` on, if they are guest memory and contiguous on the host.
     fn translate(&self, first: Gfn, frames: u64) -> Option<HostAddr>;
 }
 
 /// What is behind host addresses, for a device that runs in this process.
+///
+/// ```
+/// use std::sync::Arc;
+/// use ioreq_backends::vgpu::{HostAddr, HostMemory, LinearMap};
+/// use ioreq_core::GuestMap;
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// /// A device copies by host addresses.
+/// fn copy(memory: &dyn HostMemory, from: HostAddr, to: HostAddr) -> Result<(), ioreq_core::memory::RamError> {
+///     let mut bytes = [0; 64];
+///     memory.read(from, &mut bytes)?;
+///     memory.write(to, &bytes)
+/// }
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let memory = LinearMap::new(domain.hypervisor().memory(), 0x10_0000_0000);
+/// memory.write(HostAddr(0x10_0000_0000), &[7; 64])?;
+/// copy(&memory, HostAddr(0x10_0000_0000), HostAddr(0x10_0000_1000))?;
+/// let mut byte = [0];
+/// memory.read(HostAddr(0x10_0000_103f), &mut byte)?;
+/// assert_eq!(byte, [7]);
+/// assert!(copy(&memory, HostAddr(0), HostAddr(0x10_0000_0000)).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait HostMemory: Send + Sync {
     /// Fills `buf` from `addr` on.
     ///

@@ -110,6 +110,28 @@ impl WriteLog {
 }
 
 /// A handler that logs the writes to some pages, then lets them through or hands them on. Made by [`WriteLog::handler`].
+///
+/// ```
+/// use ioreq_backends::write_log::WriteLog;
+/// use ioreq_core::claim::PageTracker;
+/// use ioreq_core::{GfnRange, VcpuId, server::IoreqServer};
+/// use ioreq_sim::{DomainConfig, Machine};
+/// use std::sync::Arc;
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let server = IoreqServer::builder(domain.hypervisor()).build()?;
+/// let claim = server.claim_mem_type()?;
+/// let (log, mut reader) = WriteLog::new(64)?;
+/// let pages = GfnRange::sized(0x10, 2)?;
+/// claim.tracker("log").track(pages, Arc::new(log.handler(pages)?))?;
+/// let running = server.start()?;
+/// domain.spawn(VcpuId(0), |cpu| cpu.store16(0x1_1002, 5))?.join()?;
+/// running.stop()?;
+/// log.close();
+/// let records: Vec<String> = reader.by_ref().map(|record| record.to_string()).collect();
+/// assert_eq!(records, ["v0 Trapped gfn 0x11+0x002 #0: 2 bytes 0x0005"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct PageLog {
     writers: Arc<Writers>,
     pages: GfnRange,

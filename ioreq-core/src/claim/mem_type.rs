@@ -41,6 +41,26 @@ pub struct UnmarkReport {
 /// of a write may not survive. Call [`settle`](Self::settle) first to know.
 ///
 /// [`IoreqServer::claim_mem_type`]: crate::server::IoreqServer::claim_mem_type
+///
+/// ```
+/// use ioreq_core::{ErrorKind, server::IoreqServer};
+/// use ioreq_sim::{DomainConfig, Machine};
+/// use std::time::Duration;
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let server = IoreqServer::builder(domain.hypervisor()).build()?;
+/// let claim = server.claim_mem_type()?;
+/// // One owner at a time, and no end of the server before the end of its claim.
+/// assert_eq!(server.claim_mem_type().unwrap_err().kind(), ErrorKind::AlreadyClaimed);
+/// let server = server.destroy().unwrap_err().server;
+///
+/// assert_eq!(claim.marked_pages(), 0);
+/// assert!(claim.settle(Duration::from_secs(1))?.deferred.is_empty());
+/// drop(claim); // disclaims
+/// server.destroy()?;
+/// assert!(domain.leaks().is_clean());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct MemTypeClaim<H: Hypervisor> {
     core: Option<Arc<Core<H>>>,
 }

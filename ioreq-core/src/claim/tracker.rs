@@ -35,6 +35,46 @@ pub enum PageState {
 /// Tracks pages of one guest. Callable from any thread, handlers included.
 ///
 /// [`Tracker`](super::Tracker) is the real one; a backend's unit tests bring their own.
+///
+/// ```
+/// use ioreq_core::claim::{MarkError, PageState, PageTracker};
+/// use ioreq_core::handler::PageHandler;
+/// use ioreq_core::{Error, ErrorKind, Gfn, GfnRange, Op, Result};
+/// use std::collections::BTreeSet;
+/// use std::sync::{Arc, Mutex};
+///
+/// /// For a backend's unit tests: remembers what is tracked, and calls nobody.
+/// #[derive(Default)]
+/// struct Pages(Mutex<BTreeSet<Gfn>>);
+///
+/// impl PageTracker for Pages {
+///     fn track(&self, pages: GfnRange, _: Arc<dyn PageHandler>) -> Result<(), MarkError> {
+///         self.0.lock().unwrap().extend(pages.iter());
+///         Ok(())
+///     }
+///     fn replace(&self, pages: GfnRange, _: Arc<dyn PageHandler>) -> Result<()> {
+///         match pages.iter().all(|gfn| self.state(gfn) == PageState::Tracked) {
+///             true => Ok(()),
+///             false => Err(Error::new(Op::Mark, ErrorKind::NoSuchRoute).about(pages)),
+///         }
+///     }
+///     fn untrack(&self, pages: GfnRange) -> Result<()> {
+///         self.0.lock().unwrap().retain(|gfn| !pages.contains(*gfn));
+///         Ok(())
+///     }
+///     fn state(&self, gfn: Gfn) -> PageState {
+///         match self.0.lock().unwrap().contains(&gfn) {
+///             true => PageState::Tracked,
+///             false => PageState::Untracked,
+///         }
+///     }
+/// }
+///
+/// let pages = Pages::default();
+/// pages.untrack(Gfn(1).into())?; // nothing to do
+/// assert_eq!(pages.state(Gfn(1)), PageState::Untracked);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait PageTracker: Send + Sync {
     /// Tracks `pages`: when it returns, every write to one of them traps to `handler`. Read a page's contents after this
     /// call, not before, or a write between is lost. A page that is [`Leaving`](PageState::Leaving) is taken back.
@@ -63,6 +103,41 @@ pub trait PageTracker: Send + Sync {
 
 /// Tracks pages through a [`MemTypeClaim`](super::MemTypeClaim). Cheap to clone; it keeps neither the claim nor the server
 /// alive, so handlers may hold one.
+///
+/// ```
+/// use ioreq_core::claim::{PageState, PageTracker};
+/// use ioreq_core::handler::{Context, PageHandler, PageOutcome, PageWrite};
+/// use ioreq_core::{Gfn, GfnRange, VcpuId, server::IoreqServer};
+/// use ioreq_sim::{DomainConfig, Machine};
+/// use std::sync::Arc;
+///
+/// /// Lets every write through.
+/// struct Watch;
+/// impl PageHandler for Watch {
+///     fn write(&self, _: &Context<'_>, write: &PageWrite<'_>) -> PageOutcome {
+///         assert_eq!((write.gfn(), write.value()), (Gfn(0x10), 7));
+///         PageOutcome::Apply
+///     }
+/// }
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let server = IoreqServer::builder(domain.hypervisor()).build()?;
+/// let claim = server.claim_mem_type()?;
+/// let tracker = claim.tracker("watch");
+/// tracker.track(GfnRange::sized(0x10, 4)?, Arc::new(Watch))?;
+/// let running = server.start()?;
+/// let guest = domain.spawn(VcpuId(0), |cpu| {
+///     cpu.store32(0x1_0008, 7)?; // traps
+///     cpu.load32(0x1_0008) // does not
+/// })?;
+/// assert_eq!(guest.join()?, 7);
+/// assert_eq!(tracker.stats().writes, 1);
+///
+/// tracker.untrack(Gfn(0x10).into())?;
+/// assert_ne!(tracker.state(Gfn(0x10)), PageState::Tracked);
+/// running.stop()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Tracker<H: Hypervisor> {
     core: Weak<Core<H>>,
     shared: Arc<TrackerShared>,

@@ -239,7 +239,18 @@ impl fmt::Debug for Grace {
 
 /// One thread's right to look things up.
 ///
-/// See [`Grace`] for an example.
+/// ```
+/// use ioreq_core::{ErrorKind, dispatch::Grace};
+///
+/// let grace = Grace::new();
+/// let mut reader = grace.reader();
+/// let guard = reader.enter();
+/// // What is looked up now stays valid until the guard quiesces or ends: waiting for that here would never end.
+/// assert_eq!(grace.synchronize().unwrap_err().kind(), ErrorKind::WouldDeadlock);
+/// drop(guard);
+/// grace.synchronize()?;
+/// # Ok::<(), ioreq_core::Error>(())
+/// ```
 pub struct Reader {
     grace: Arc<Grace>,
     word: Word,

@@ -77,7 +77,21 @@ fn place(gfn: u64) -> usize {
 
 /// A tracked page, found under a guard.
 ///
-/// See [`PageMap`](super::PageMap) for an example.
+/// ```
+/// use ioreq_core::dispatch::{Counted, Grace, PageMap};
+/// use ioreq_core::{Gfn, GfnRange};
+///
+/// let grace = Grace::new();
+/// let map = PageMap::new(Gfn(0xffff), grace.clone())?;
+/// map.insert(GfnRange::sized(0x10, 4)?, &Counted::new("a route"))?;
+///
+/// let mut reader = grace.reader();
+/// let guard = reader.enter();
+/// let page = map.find(Gfn(0x13), &guard).expect("inserted above");
+/// assert_eq!(page.route(), Some(&"a route"));
+/// assert!(map.find(Gfn(0x14), &guard).is_none());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Page<'g, R> {
     route: &'g Entry<R>,
     order: &'g AtomicU8,

@@ -28,7 +28,23 @@ pub struct Parked;
 
 /// The page's order, held. Dropping it lets the next write through.
 ///
-/// See [`PageMap`](super::PageMap) for an example.
+/// ```
+/// use ioreq_core::dispatch::{Counted, Grace, PageMap};
+/// use ioreq_core::{Gfn, GfnRange};
+///
+/// let grace = Grace::new();
+/// let map = PageMap::new(Gfn(0xffff), grace.clone())?;
+/// map.insert(GfnRange::sized(0x10, 4)?, &Counted::new("a route"))?;
+///
+/// let mut reader = grace.reader();
+/// let guard = reader.enter();
+/// let page = map.find(Gfn(0x10), &guard).expect("inserted above");
+/// let order = page.lock().expect("not parked");
+/// // Whatever is derived from the page's contents now agrees with what is stored.
+/// drop(order);
+/// assert!(page.lock().is_ok(), "free again");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "the order is held while this lives"]
 pub struct Locked<'g>(&'g AtomicU8);

@@ -116,6 +116,24 @@ impl Pending {
 }
 
 /// What can answer a deferred request. Sealed: `u64` for a read, `()` for a write, [`Verdict`] for a tracked page.
+///
+/// ```
+/// use ioreq_core::handler::{Answer, Completion, Verdict};
+///
+/// /// Whatever was deferred, its answer goes by the same way.
+/// fn finish<R: Answer>(completion: Completion<R>, answer: R) -> bool {
+///     completion.complete(answer)
+/// }
+/// # use ioreq_core::{DomId, VcpuId, handler::Context};
+/// # let ram = vm_memory::GuestRegionCollection::<ioreq_core::memory::MappedRegion>::new();
+/// # let cx = Context::detached(DomId(1), VcpuId(0), &ram);
+/// # let overrun = std::time::Duration::from_secs(1);
+/// let (_deferred, write) = cx.defer_write(overrun);
+/// let (deferred, page) = cx.defer_page(overrun);
+/// assert!(finish(write, ()));
+/// drop(deferred); // the handler thought better of it: nobody waits for the answer
+/// assert!(!finish(page, Verdict::Drop));
+/// ```
 pub trait Answer: sealed::Sealed {}
 
 mod sealed {
@@ -154,7 +172,40 @@ impl Answer for Verdict {}
 
 /// The handler's half of a deferral: it goes into the outcome. Dropped instead, it cancels the deferral.
 ///
-/// See [`Context::defer_read`](super::Context::defer_read) for an example.
+/// ```
+/// use std::sync::mpsc;
+/// use std::time::Duration;
+///
+/// use ioreq_core::handler::{Access, Completion, Context, Handler, ReadOutcome, WriteOutcome};
+/// use ioreq_core::{PortRange, VcpuId, server::IoreqServer};
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// /// A register that another thread reads out.
+/// struct Slow(mpsc::Sender<Completion<u64>>);
+/// impl Handler for Slow {
+///     fn read(&self, cx: &Context<'_>, _: Access) -> ReadOutcome {
+///         let (deferred, completion) = cx.defer_read(Duration::from_secs(1));
+///         match self.0.send(completion) {
+///             Ok(()) => ReadOutcome::Defer(deferred), // the vCPU waits
+///             Err(_) => 0.into(),                      // dropping `deferred` cancels
+///         }
+///     }
+///     fn write(&self, _: &Context<'_>, _: Access, _: u64) -> WriteOutcome {
+///         WriteOutcome::Done
+///     }
+/// }
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let server = IoreqServer::builder(domain.hypervisor()).build()?;
+/// let (send, wanted) = mpsc::channel();
+/// server.route("slow", PortRange::new(0x500, 0x503)?, Slow(send))?;
+/// let running = server.start()?;
+/// let guest = domain.spawn(VcpuId(0), |cpu| cpu.inl(0x500))?;
+/// assert!(wanted.recv()?.complete(0x1234));
+/// assert_eq!(guest.join()?, 0x1234);
+/// running.stop()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use]
 pub struct Deferred<R> {
     pending: Option<Arc<Pending>>,
@@ -187,7 +238,41 @@ impl<R> fmt::Debug for Deferred<R> {
 /// Answers a deferred request, from any thread. Dropped without an answer, it answers as a failed handler does: all-ones
 /// for a read, nothing for a write, the handler's [fallback](super::PageHandler::fallback) for a tracked page.
 ///
-/// See [`Context::defer_read`](super::Context::defer_read) for an example.
+/// ```
+/// use std::sync::mpsc;
+/// use std::time::Duration;
+///
+/// use ioreq_core::handler::{Access, Completion, Context, Handler, ReadOutcome, WriteOutcome};
+/// use ioreq_core::{PortRange, VcpuId, server::IoreqServer};
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// /// A register that another thread reads out.
+/// struct Slow(mpsc::Sender<Completion<u64>>);
+/// impl Handler for Slow {
+///     fn read(&self, cx: &Context<'_>, _: Access) -> ReadOutcome {
+///         let (deferred, completion) = cx.defer_read(Duration::from_secs(1));
+///         match self.0.send(completion) {
+///             Ok(()) => ReadOutcome::Defer(deferred), // the vCPU waits
+///             Err(_) => 0.into(),                      // dropping `deferred` cancels
+///         }
+///     }
+///     fn write(&self, _: &Context<'_>, _: Access, _: u64) -> WriteOutcome {
+///         WriteOutcome::Done
+///     }
+/// }
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let server = IoreqServer::builder(domain.hypervisor()).build()?;
+/// let (send, wanted) = mpsc::channel();
+/// server.route("slow", PortRange::new(0x500, 0x503)?, Slow(send))?;
+/// let running = server.start()?;
+/// let guest = domain.spawn(VcpuId(0), |cpu| Ok((cpu.inl(0x500)?, cpu.inl(0x500)?)))?;
+/// wanted.recv()?.complete(0x1234);
+/// drop(wanted.recv()?); // nobody answers: all-ones
+/// assert_eq!(guest.join()?, (0x1234, 0xffff_ffff));
+/// running.stop()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Completion<R: Answer> {
     pending: Option<Arc<Pending>>,
     _answer: PhantomData<fn(R)>,

@@ -29,6 +29,22 @@ pub enum WriteSource {
 }
 
 /// One write to a tracked page, not yet in guest memory. It does not cross the page's end.
+///
+/// ```
+/// use ioreq_core::handler::{PageOutcome, PageWrite, WriteSource};
+/// use ioreq_core::{GuestMap, Width};
+/// use ioreq_sim::{DomainConfig, Machine};
+/// use vm_memory::GuestAddress;
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let ram = domain.hypervisor().memory();
+/// let write = PageWrite::new(GuestAddress(0x1008), Width::B4, 7, WriteSource::Trapped, &*ram)
+///     .expect("it does not cross a page's end");
+/// assert_eq!(write.old(), Some(0));
+/// assert!(matches!(write.apply(), PageOutcome::Done));
+/// assert_eq!(write.old(), Some(7));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct PageWrite<'a> {
     gfn: Gfn,
     offset: u16,

@@ -15,6 +15,28 @@ use crate::ids::{EvtchnPort, LocalPort};
 /// A port that `pending` returned stays masked until [`unmask`](Self::unmask). An event that came meanwhile fires again
 /// after the unmask, so none is lost; look at the slots once more after it all the same. Notifying needs no unmask.
 /// Binding makes a port pending at once.
+///
+/// ```
+/// use ioreq_core::{BufIoreq, EventChannels, LocalPort, Transport, VcpuId, slot::Slots};
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let hv = domain.hypervisor();
+/// let id = hv.create_server(BufIoreq::Off)?;
+/// let slots = Slots::new(hv.ioreq_page(id)?, hv.vcpus()?)?;
+/// hv.set_server_state(id, true)?;
+///
+/// let events = hv.open_events()?;
+/// let port = events.bind(slots.get(VcpuId(0)).expect("one vCPU").vp_eport())?;
+/// let mut ports = [LocalPort(0); 8];
+/// assert_eq!(events.pending(&mut ports)?, 1, "binding makes a port pending");
+/// assert_eq!(ports[0], port);
+/// events.unmask(&[port])?;
+/// assert_eq!(events.pending(&mut ports)?, 0);
+/// events.unbind(port)?;
+/// hv.destroy_server(id)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait EventChannels: AsRawFd + Send + Sync + 'static {
     /// Binds the guest-side port `remote` to a port of this process.
     ///

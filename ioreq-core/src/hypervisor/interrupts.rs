@@ -47,6 +47,22 @@ pub struct InjectedEvent {
 }
 
 /// Interrupts and events to the guest. Callable from any thread, handlers included.
+///
+/// ```
+/// use ioreq_core::Interrupts;
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// /// A device needs to know no more of the hypervisor than this.
+/// fn edge(line: &dyn Interrupts) -> ioreq_core::Result<()> {
+///     line.set_isa_irq(4, true)?;
+///     line.set_isa_irq(4, false)
+/// }
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// edge(&domain.hypervisor())?;
+/// assert!(domain.hypervisor().set_isa_irq(16, true).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Interrupts: Send + Sync + 'static {
     /// `XEN_DMOP_set_pci_intx_level`: the level of a function's interrupt pin.
     ///

@@ -10,6 +10,20 @@ use crate::Result;
 use crate::range::GfnRange;
 
 /// Maps guest memory into this process and hands it out as `vm-memory` memory, so that rust-vmm crates work on it.
+///
+/// ```
+/// use ioreq_core::GuestMap;
+/// use ioreq_sim::{DomainConfig, Machine};
+/// use vm_memory::{Bytes, GuestAddress};
+///
+/// fn first_word(guest: &impl GuestMap) -> Result<u32, vm_memory::GuestMemoryError> {
+///     guest.memory().read_obj(GuestAddress(0))
+/// }
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// assert_eq!(first_word(&domain.hypervisor())?, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait GuestMap: Send + Sync + 'static {
     /// The memory: usually a [`GuestRegionCollection`](vm_memory::GuestRegionCollection) of
     /// [`MappedRegion`](crate::memory::MappedRegion)s.

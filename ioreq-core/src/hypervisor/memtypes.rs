@@ -47,10 +47,13 @@ impl P2mType {
 /// let forged = ioreq_core::MarkAuthority::new();
 /// ```
 ///
-/// What a claim can do with it:
+/// What may be done with it is [`MemTypes::set_mem_type`]:
 ///
-/// ```ignore
-/// hypervisor.set_mem_type(&authority, P2mType::IoreqServer, pages)
+/// ```
+/// use ioreq_core::{Gfn, MarkAuthority, MemTypes, P2mType, Result};
+/// fn mark(hv: &impl MemTypes, authority: &MarkAuthority, gfn: Gfn) -> Result<()> {
+///     hv.set_mem_type(authority, P2mType::IoreqServer, gfn.into())
+/// }
 /// ```
 #[derive(Debug)]
 pub struct MarkAuthority {
@@ -72,6 +75,21 @@ impl MarkAuthority {
 }
 
 /// Claiming the write-tracking p2m type, and changing pages' types.
+///
+/// ```
+/// use ioreq_core::{BufIoreq, ErrorKind, MemTypes, Transport};
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let hv = domain.hypervisor();
+/// let (first, second) = (hv.create_server(BufIoreq::Off)?, hv.create_server(BufIoreq::Off)?);
+/// hv.claim_mem_type(first)?;
+/// assert_eq!(hv.claim_mem_type(second).unwrap_err().kind(), ErrorKind::AlreadyClaimed);
+/// hv.disclaim_mem_type(first)?;
+/// hv.destroy_server(first)?;
+/// hv.destroy_server(second)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait MemTypes: Send + Sync + 'static {
     /// `XEN_DMOP_map_mem_type_to_ioreq_server` with the write flag: server `id` becomes the type's owner.
     ///

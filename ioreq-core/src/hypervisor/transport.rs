@@ -107,6 +107,21 @@ pub enum DomainState {
 ///
 /// The raw operations, in Xen's own order and with Xen's own traps: use [`IoreqServer`](crate::server::IoreqServer),
 /// which knows the safe order, unless you implement or test a hypervisor.
+///
+/// ```
+/// use ioreq_core::{BufIoreq, ErrorKind, PortRange, Transport};
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(2))?;
+/// let hv = domain.hypervisor();
+/// assert_eq!(hv.vcpus()?, 2);
+/// let id = hv.create_server(BufIoreq::Off)?;
+/// hv.map_range(id, PortRange::new(0x500, 0x503)?.into())?;
+/// let again = hv.map_range(id, PortRange::new(0x503, 0x510)?.into());
+/// assert_eq!(again.unwrap_err().kind(), ErrorKind::RangeExists);
+/// hv.destroy_server(id)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Transport: Send + Sync + 'static {
     /// This process's event channels.
     type Events: EventChannels;

@@ -86,6 +86,21 @@ pub struct RamError {
 ///
 /// These accesses do not reach handlers of tracked pages: that is the framework's part (see
 /// [`Dma`](crate::server::Dma)).
+///
+/// ```
+/// use ioreq_core::memory::{GuestRam, Width};
+/// use ioreq_core::GuestMap;
+/// use ioreq_sim::{DomainConfig, Machine};
+/// use vm_memory::GuestAddress;
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let memory = domain.hypervisor().memory();
+/// let ram: &dyn GuestRam = &*memory;
+/// ram.write(GuestAddress(0x1000), &[1, 2, 3, 4])?;
+/// assert_eq!(ram.load(GuestAddress(0x1000), Width::B2)?, 0x0201);
+/// assert!(ram.load(GuestAddress(1 << 40), Width::B2).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait GuestRam: Send + Sync {
     /// Fills `buf` from `addr` on, not atomically.
     ///

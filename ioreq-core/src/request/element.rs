@@ -36,6 +36,20 @@ pub struct Element {
 /// The elements of an access, in the order of execution; from [`Io::elements`].
 ///
 /// See [`Element`] for an example.
+///
+/// ```
+/// use ioreq_core::{VcpuId, abi::*, request::{Kind, decode}};
+///
+/// // rep outsb: three elements to one port, their data at rising addresses.
+/// let raw = Ioreq {
+///     kind: IOREQ_TYPE_PIO, flags: IOREQ_DATA_IS_PTR, addr: 0x80, data: 0x5000, size: 1, count: 3, ..Ioreq::default()
+/// };
+/// let Kind::Io(io) = *decode(&raw, VcpuId(0))?.kind() else { unreachable!() };
+/// let elements = io.elements();
+/// assert_eq!(elements.len(), 3);
+/// assert!(elements.map(|element| element.addr).eq([0x80, 0x80, 0x80]));
+/// # Ok::<(), ioreq_core::request::Malformed>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Elements {
     io: Io,

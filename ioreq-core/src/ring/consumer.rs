@@ -108,7 +108,22 @@ pub struct Drained {
 
 /// The right to consume a ring, given back when dropped.
 ///
-/// See [`BufferedRing`] for an example.
+/// ```
+/// use ioreq_core::{BufIoreq, Transport, ring::BufferedRing};
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let hv = domain.hypervisor();
+/// let id = hv.create_server(BufIoreq::Atomic)?;
+/// let ring = BufferedRing::new(hv.buffered_page(id)?);
+/// let mut consumer = ring.consumer().expect("nobody else consumes");
+/// assert!(ring.consumer().is_none(), "one at a time");
+/// let drained = consumer.drain(64, |request| println!("{request:?}"));
+/// assert_eq!(drained.taken, 0, "the guest wrote nothing yet");
+/// drop(consumer);
+/// assert!(ring.consumer().is_some());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Consumer<'a, M: RingMemory = BufferedPage> {
     ring: &'a BufferedRing<M>,
 }

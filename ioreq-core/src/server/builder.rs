@@ -55,6 +55,23 @@ impl Workers {
 }
 
 /// Builds an [`IoreqServer`]; made by [`IoreqServer::builder`].
+///
+/// ```
+/// use ioreq_core::server::{IoreqServer, Polling, Workers};
+/// use ioreq_core::BufIoreq;
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(8))?;
+/// let server = IoreqServer::builder(domain.hypervisor())
+///     .buffered(BufIoreq::Atomic)
+///     .workers(Workers::Count(2))
+///     .polling(Polling::default())
+///     .build()?;
+/// assert!(IoreqServer::builder(domain.hypervisor()).workers(Workers::Count(0)).build().is_err());
+/// drop(server);
+/// assert!(domain.leaks().is_clean());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Builder<H: Hypervisor> {
     hv: Arc<H>,
     bufioreq: BufIoreq,

@@ -41,6 +41,38 @@ pub enum DmaError {
 
 /// Guest memory as a device accesses it: a store into a tracked page goes to that page's handler, as a guest's trapped write
 /// does. One per thread; made by [`IoreqServer::dma`](super::IoreqServer::dma).
+///
+/// ```
+/// use ioreq_core::claim::PageTracker;
+/// use ioreq_core::handler::{Context, PageHandler, PageOutcome, PageWrite, WriteSource};
+/// use ioreq_core::{Gfn, server::IoreqServer};
+/// use ioreq_sim::{DomainConfig, Machine};
+/// use std::sync::Arc;
+/// use vm_memory::GuestAddress;
+///
+/// /// Takes writes of devices as it takes the guest's.
+/// struct Watch;
+/// impl PageHandler for Watch {
+///     fn write(&self, _: &Context<'_>, write: &PageWrite<'_>) -> PageOutcome {
+///         assert_eq!(write.source(), WriteSource::Dma);
+///         PageOutcome::Apply
+///     }
+/// }
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let server = IoreqServer::builder(domain.hypervisor()).build()?;
+/// let claim = server.claim_mem_type()?;
+/// let tracker = claim.tracker("watch");
+/// tracker.track(Gfn(1).into(), Arc::new(Watch))?;
+///
+/// let mut dma = server.dma();
+/// dma.write(GuestAddress(0x0ffc), &[1, 2, 3, 4, 5, 6, 7, 8])?; // the second half is in frame 1
+/// let mut back = [0; 8];
+/// dma.read(GuestAddress(0x0ffc), &mut back)?;
+/// assert_eq!(back, [1, 2, 3, 4, 5, 6, 7, 8]);
+/// assert_eq!(tracker.stats().writes, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Dma<H: Hypervisor> {
     core: Weak<Core<H>>,
     reader: Reader,

@@ -23,6 +23,35 @@ use crate::stats::{RouteStats, ServerStats};
 ///
 /// Dropping it, and all that was made from it ([`Running`], [`Subscriber`], [`MemTypeClaim`]), destroys the server. A claim
 /// holds the server, so it can never be destroyed with pages still marked, which would leave them stuck.
+///
+/// ```
+/// use ioreq_core::handler::{Access, Context, Handler, ReadOutcome, WriteOutcome};
+/// use ioreq_core::{PortRange, VcpuId, server::IoreqServer};
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// /// Reads give the port.
+/// struct Echo;
+/// impl Handler for Echo {
+///     fn read(&self, _: &Context<'_>, access: Access) -> ReadOutcome {
+///         access.addr.into()
+///     }
+///     fn write(&self, _: &Context<'_>, _: Access, _: u64) -> WriteOutcome {
+///         WriteOutcome::Done
+///     }
+/// }
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let server = IoreqServer::builder(domain.hypervisor()).build()?;
+/// server.route("echo", PortRange::new(0x500, 0x50f)?, Echo)?;
+/// let running = server.start()?;
+/// let guest = domain.spawn(VcpuId(0), |cpu| cpu.inb(0x502))?;
+/// assert_eq!(guest.join()?, 0x02);
+/// running.stop()?;
+/// assert_eq!(server.stats().requests(), 1);
+/// server.destroy()?;
+/// assert!(domain.leaks().is_clean());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct IoreqServer<H: Hypervisor> {
     core: Arc<Core<H>>,
 }
@@ -190,6 +219,20 @@ impl<H: Hypervisor> fmt::Debug for IoreqServer<H> {
 }
 
 /// The server could not be destroyed yet, and why; it is still there.
+///
+/// ```
+/// use ioreq_core::{ErrorKind, server::IoreqServer};
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let server = IoreqServer::builder(domain.hypervisor()).build()?;
+/// let running = server.start()?;
+/// let refused = server.destroy().unwrap_err();
+/// assert_eq!(refused.error.kind(), ErrorKind::StillInUse);
+/// running.stop()?;
+/// refused.server.destroy()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct DestroyError<H: Hypervisor> {
     /// Why.
     pub error: Error,
@@ -216,6 +259,20 @@ impl<H: Hypervisor> std::error::Error for DestroyError<H> {
 }
 
 /// Adds and retracts routes of a server that it does not keep alive. For handlers, and for devices that move their ranges.
+///
+/// ```
+/// use ioreq_core::{ErrorKind, routes::{RouteId, Routes}, server::IoreqServer};
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let server = IoreqServer::builder(domain.hypervisor()).build()?;
+/// let control = server.control();
+/// let unknown = RouteId::from_raw(77);
+/// assert_eq!(control.retract(unknown).unwrap_err().kind(), ErrorKind::NoSuchRoute);
+/// drop(server); // a handler that holds a `Control` is no reason for the server to stay
+/// assert_eq!(control.retract(unknown).unwrap_err().kind(), ErrorKind::NoSuchServer);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Control<H: Hypervisor> {
     core: Weak<Core<H>>,
     id: ServerId,

@@ -38,6 +38,19 @@ impl Stop {
 }
 
 /// Running workers. Dropping it stops them; each finishes the request it serves.
+///
+/// ```
+/// use ioreq_core::server::{Exit, IoreqServer};
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let server = IoreqServer::builder(domain.hypervisor()).build()?;
+/// let running = server.start()?;
+/// assert!(matches!(running.stop()?, Exit::Stopped));
+/// let again = server.start()?;
+/// drop(again); // stops, too
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Running<H: Hypervisor> {
     core: Arc<Core<H>>,
     stop: Arc<Stop>,

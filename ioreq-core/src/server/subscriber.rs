@@ -47,6 +47,23 @@ impl Default for Budget {
 
 /// A subscriber that serves all of a server's vCPUs; made by
 /// [`IoreqServer::subscriber`](super::IoreqServer::subscriber). Add it to an `event_manager::EventManager`.
+///
+/// ```
+/// use event_manager::{EventManager, SubscriberOps};
+/// use ioreq_core::server::{Budget, Exit, IoreqServer};
+/// use ioreq_core::ShutdownReason;
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let server = IoreqServer::builder(domain.hypervisor()).build()?;
+/// let subscriber = server.subscriber(Budget::default())?;
+/// let exit = subscriber.exit();
+/// let mut manager = EventManager::new()?;
+/// manager.add_subscriber(subscriber);
+/// # let _ = (exit, Exit::Stopped, ShutdownReason::Crash);
+/// manager.run_with_timeout(0)?; // serves what is there, and comes back
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Subscriber<H: Hypervisor> {
     core: Arc<Core<H>>,
     budget: Budget,
@@ -198,7 +215,27 @@ impl<H: Hypervisor> fmt::Debug for Subscriber<H> {
 
 /// Tells why a [`Subscriber`]'s service ended.
 ///
-/// See [`Subscriber::exit`].
+/// ```
+/// use event_manager::{EventManager, SubscriberOps};
+/// use ioreq_core::server::{Budget, Exit, IoreqServer};
+/// use ioreq_core::ShutdownReason;
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let server = IoreqServer::builder(domain.hypervisor()).build()?;
+/// let subscriber = server.subscriber(Budget::default())?;
+/// let exit = subscriber.exit();
+/// let mut manager = EventManager::new()?;
+/// manager.add_subscriber(subscriber);
+/// assert!(exit.get().is_none());
+///
+/// domain.shutdown(ShutdownReason::PowerOff);
+/// while exit.get().is_none() {
+///     manager.run_with_timeout(100)?;
+/// }
+/// assert!(matches!(exit.get(), Some(Exit::Shutdown(ShutdownReason::PowerOff))));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct SubscriberExit(Arc<Mutex<Option<Exit>>>);
 

@@ -125,7 +125,19 @@ impl<M> fmt::Debug for Slots<M> {
 /// time* per slot: it is a load and a store, not a read-modify-write, so two threads that race to take would both have the
 /// request, and the second answer would strike whatever the vCPU asks next. The server gives each vCPU to one worker.
 ///
-/// See [`Taken`] for an example.
+/// ```
+/// use ioreq_core::{BufIoreq, Transport, VcpuId, abi::STATE_IOREQ_NONE, slot::Slots};
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let hv = domain.hypervisor();
+/// let id = hv.create_server(BufIoreq::Off)?;
+/// let slots = Slots::new(hv.ioreq_page(id)?, hv.vcpus()?)?;
+/// let slot = slots.get(VcpuId(0)).expect("one vCPU");
+/// assert_eq!((slot.vcpu(), slot.state()), (VcpuId(0), STATE_IOREQ_NONE));
+/// assert!(slot.take().is_none(), "the guest asks nothing");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Slot<'a, M = IoreqPage> {
     slots: &'a Slots<M>,
     index: SlotIndex,

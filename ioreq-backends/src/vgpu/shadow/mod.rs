@@ -57,7 +57,27 @@ const SCRATCH: HostAddr = HostAddr(TABLE_BASE - 4096);
 
 /// Names one address space of a [`Shadow`].
 ///
-/// See [`Shadow`] for an example.
+/// ```
+/// use std::sync::Arc;
+/// use ioreq_backends::vgpu::{LinearMap, Root, Shadow};
+/// use ioreq_core::{Gfn, GuestMap, server::IoreqServer};
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let server = IoreqServer::builder(domain.hypervisor()).build()?;
+/// let claim = server.claim_mem_type()?;
+/// let ram = server.hypervisor().memory();
+/// let frames = Arc::new(LinearMap::new(ram.clone(), 0x10_0000_0000));
+/// let builder = Shadow::builder(Arc::new(claim.tracker("ppgtt")), ram, frames);
+/// let shadow = builder.build()?;
+///
+/// let (first, second) = (shadow.create(Root::L4(Gfn(0x10)))?, shadow.create(Root::L4(Gfn(0x20)))?);
+/// assert_ne!(first, second);
+/// shadow.destroy(first)?;
+/// assert!(shadow.destroy(first).is_err(), "it names nothing any more");
+/// shadow.destroy(second)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RootId(u64);
 
@@ -140,7 +160,25 @@ pub struct Shadow(Arc<Inner>);
 
 /// Builds a [`Shadow`].
 ///
-/// See [`Shadow`] for an example.
+/// ```
+/// use std::sync::Arc;
+/// use ioreq_backends::vgpu::{LinearMap, Root, Shadow};
+/// use ioreq_core::{Gfn, GuestMap, server::IoreqServer};
+/// use ioreq_sim::{DomainConfig, Machine};
+///
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let server = IoreqServer::builder(domain.hypervisor()).build()?;
+/// let claim = server.claim_mem_type()?;
+/// let ram = server.hypervisor().memory();
+/// let frames = Arc::new(LinearMap::new(ram.clone(), 0x10_0000_0000));
+/// let builder = Shadow::builder(Arc::new(claim.tracker("ppgtt")), ram, frames);
+/// let shadow = builder.most_tables(1000).most_roots(1).build()?;
+///
+/// let root = shadow.create(Root::L4(Gfn(0x10)))?;
+/// assert!(shadow.create(Root::L4(Gfn(0x20))).is_err(), "one at a time");
+/// shadow.destroy(root)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct ShadowBuilder {
     tracker: Arc<dyn PageTracker>,
     ram: Arc<dyn GuestRam>,
