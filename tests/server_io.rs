@@ -3,12 +3,9 @@
 //! Ports, MMIO and configuration space on the model: every request is answered, with the right value, on every path.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
-use ioreq::handler::{
-    Access, Batch, BatchOutcome, Completion, Context, Handler, ReadOutcome, WriteOutcome,
-};
+use ioreq::handler::{Access, Batch, BatchOutcome, Context, Handler, ReadOutcome, WriteOutcome};
 use ioreq::server::{IoreqServer, Running, Workers};
 use ioreq::sim::{Domain, DomainConfig, Machine, SimHypervisor};
 use ioreq::{ErrorKind, MmioRange, PortRange, Sbdf, VcpuId, Width};
@@ -133,69 +130,6 @@ fn a_handler_that_panics_or_refuses_costs_one_access() {
     });
     assert_eq!(read, [u32::MAX, u32::MAX, 5]);
     assert_eq!((stats.panics, stats.refused), (2, 1));
-}
-
-/// The completion of a read, or of a write.
-type Halves = (Option<Completion<u64>>, Option<Completion<()>>);
-
-/// Defers, and hands its completions out.
-struct Later(mpsc::Sender<Halves>);
-
-impl Handler for Later {
-    fn read(&self, cx: &Context<'_>, _: Access) -> ReadOutcome {
-        let (deferred, completion) = cx.defer_read(Duration::from_secs(60));
-        self.0.send((Some(completion), None)).unwrap();
-        ReadOutcome::Defer(deferred)
-    }
-    fn write(&self, cx: &Context<'_>, _: Access, _: u64) -> WriteOutcome {
-        let (deferred, completion) = cx.defer_write(Duration::from_secs(60));
-        self.0.send((None, Some(completion))).unwrap();
-        WriteOutcome::Defer(deferred)
-    }
-}
-
-#[test]
-fn deferred_accesses_are_answered_from_other_threads_while_others_are_served() {
-    let domain = domain(2);
-    let server = server(&domain);
-    let (tx, rx) = mpsc::channel();
-    server.route("later", mmio(0x1000), Later(tx)).unwrap();
-    server
-        .route("now", PortRange::sized(0x80, 1).unwrap(), Echo::default())
-        .unwrap();
-    let running = server.start().unwrap();
-    let first = domain.spawn(VcpuId(0), |cpu| {
-        cpu.store32(MMIO, 1)?;
-        Ok((cpu.load32(MMIO)?, cpu.load16(MMIO)?))
-    });
-    let first = first.unwrap();
-    let (_, write) = rx.recv().unwrap();
-    // The vCPU waits; another one does not.
-    let second = domain.spawn(VcpuId(1), |cpu| cpu.inb(0x80)).unwrap();
-    assert_eq!(second.join().unwrap(), 1);
-    assert!(!first.is_finished());
-    assert!(write.unwrap().complete(()));
-    let (read, _) = rx.recv().unwrap();
-    assert!(read.unwrap().complete(0x1_2345_6789));
-    let (read, _) = rx.recv().unwrap();
-    drop(read); // a completion that is lost answers all-ones
-    assert_eq!(first.join().unwrap(), (0x2345_6789, 0xffff));
-    running.stop().unwrap();
-    assert_eq!(server.stats().deferred, 3);
-}
-
-#[test]
-fn stopping_answers_what_is_deferred() {
-    let domain = domain(1);
-    let server = server(&domain);
-    let (tx, rx) = mpsc::channel();
-    server.route("later", mmio(0x1000), Later(tx)).unwrap();
-    let running = server.start().unwrap();
-    let guest = domain.spawn(VcpuId(0), |cpu| cpu.load32(MMIO)).unwrap();
-    let (read, _) = rx.recv().unwrap();
-    running.stop().unwrap();
-    assert_eq!(guest.join().unwrap(), u32::MAX);
-    assert!(!read.unwrap().complete(1), "it was answered already");
 }
 
 #[test]
@@ -496,31 +430,6 @@ fn data_from_a_device_into_a_tracked_page_reaches_its_handler() {
         *seen.0.lock().unwrap(),
         [(0x5000, 2), (0x5002, 2), (0x5010, 0x100), (0x5014, 0x104)]
     );
-    running.stop().unwrap();
-}
-
-#[test]
-fn an_element_that_is_deferred_holds_the_rest_of_its_instruction() {
-    let domain = domain(1);
-    let server = server(&domain);
-    let (tx, rx) = mpsc::channel();
-    server.route("later", mmio(0x1000), Later(tx)).unwrap();
-    let running = server.start().unwrap();
-    let guest = domain.spawn(VcpuId(0), |cpu| {
-        cpu.rep_movs(0x5000, MMIO, Width::B4, 3)?;
-        (0..3)
-            .map(|index| cpu.load32(0x5000 + index * 4))
-            .collect::<Result<Vec<_>, _>>()
-    });
-    for value in [10, 20, 30] {
-        let (read, _) = rx.recv().unwrap();
-        assert!(
-            rx.try_recv().is_err(),
-            "the next element was asked for too early"
-        );
-        assert!(read.unwrap().complete(value));
-    }
-    assert_eq!(guest.unwrap().join().unwrap(), [10, 20, 30]);
     running.stop().unwrap();
 }
 

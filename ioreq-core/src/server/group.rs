@@ -273,7 +273,6 @@ impl<H: Hypervisor> Group<H> {
                 return Err(Exit::Failed(err));
             }
         }
-        self.service.report_overruns(core);
         self.take_events()
     }
 

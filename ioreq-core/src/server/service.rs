@@ -17,7 +17,7 @@ use crate::audit;
 use crate::dispatch::ReadGuard;
 use crate::handler::{Pending, Reply};
 use crate::hypervisor::{EventChannels, Hypervisor};
-use crate::ids::LocalPort;
+use crate::ids::{LocalPort, VcpuId};
 use crate::request::{Io, Kind, Target, decode};
 use crate::slot::{Answered, Taken};
 use crate::stats::{PerWorker, WorkerCounters};
@@ -38,6 +38,14 @@ pub(super) fn count(io: &Io, counters: &WorkerCounters) {
         (Target::Pci { .. }, true) => counters.pci_reads.bump(),
         (Target::Pci { .. }, false) => counters.pci_writes.bump(),
     }
+}
+
+/// A member, and where to answer it: with these at hand no path loses the way to the vCPU that waits.
+#[derive(Clone, Copy)]
+struct Caller {
+    at: usize,
+    vcpu: VcpuId,
+    port: LocalPort,
 }
 
 /// What serves a group's slots.
@@ -79,28 +87,28 @@ impl<H: Hypervisor> Service<H> {
             if member.pending.take().is_some() {
                 self.suspended -= 1;
             }
+            let (vcpu, port) = (member.vcpu, member.port);
             let Some(taken) = slot.take() else { continue };
             audit::open();
             // Before the slot: what the guest did before it is in the ring, and comes first.
             served += 1 + core.drain_ring(&*self.memory, guard, self.index);
-            self.serve(core, guard, at, taken);
+            self.serve(core, guard, Caller { at, vcpu, port }, taken);
             audit::close();
             guard.quiesce();
         }
         served += core.drain_ring(&*self.memory, guard, self.index);
         if self.suspended > 0 {
             served += self.resume(core, guard);
+            self.report_overruns(core);
         }
         served
     }
 
-    fn serve(&mut self, core: &Core<H>, guard: &ReadGuard<'_>, at: usize, taken: Taken<'_>) {
+    fn serve(&mut self, core: &Core<H>, guard: &ReadGuard<'_>, caller: Caller, taken: Taken<'_>) {
         let started = self.sample();
-        let Some(member) = self.members.get(at) else {
-            return;
-        };
-        let (vcpu, port) = (member.vcpu, member.port);
+        let Caller { vcpu, port, .. } = caller;
         let Some(counters) = self.counters.of(self.index) else {
+            self.finish(core, port, taken.refuse());
             return;
         };
         let request = match decode(taken.raw(), vcpu) {
@@ -127,7 +135,7 @@ impl<H: Hypervisor> Service<H> {
                 };
                 let mut carry = Carry::new(io);
                 if let Err(pause) = carry.run(&bus) {
-                    self.suspend(core, at, taken.into_owned(), carry, pause);
+                    self.suspend(core, caller, taken.into_owned(), carry, pause);
                     return;
                 }
                 carry.answer()
@@ -172,12 +180,14 @@ impl<H: Hypervisor> Service<H> {
     fn suspend(
         &mut self,
         core: &Core<H>,
-        at: usize,
+        caller: Caller,
         taken: Taken<'static>,
         carry: Carry,
         pause: Pause,
     ) {
+        let Caller { at, vcpu, port } = caller;
         let Some(member) = self.members.get_mut(at) else {
+            self.finish(core, port, taken.refuse());
             return;
         };
         if member.suspended.is_none() && member.pending.is_none() {
@@ -190,7 +200,7 @@ impl<H: Hypervisor> Service<H> {
                     carry,
                     parked: true,
                 });
-                set_parked(core, member.vcpu, true);
+                set_parked(core, vcpu, true);
                 if let Some(counters) = self.counters.of(self.index) {
                     counters.parked.bump();
                 }
@@ -203,7 +213,7 @@ impl<H: Hypervisor> Service<H> {
                 member.overrun_told = false;
                 if let Some(width) = carry.is_plain() {
                     // Nothing is left to do but to answer: the completing thread does it itself.
-                    let (events, port) = (Arc::clone(&self.events), member.port);
+                    let events = Arc::clone(&self.events);
                     let read = taken.raw().is_read();
                     pending.install(Box::new(move |reply| {
                         let value = match reply {
@@ -234,15 +244,16 @@ impl<H: Hypervisor> Service<H> {
     /// Goes on with requests that were held back.
     fn resume(&mut self, core: &Core<H>, guard: &ReadGuard<'_>) -> usize {
         let mut resumed = 0;
-        while let Some(Posted { member, reply }) = self.replies.pop() {
-            let Some(waiting) = self.members.get_mut(member) else {
+        while let Some(Posted { member: at, reply }) = self.replies.pop() {
+            let Some(waiting) = self.members.get_mut(at) else {
                 continue;
             };
             waiting.pending = None;
+            let (vcpu, port) = (waiting.vcpu, waiting.port);
             if let Some(mut suspended) = waiting.suspended.take() {
                 self.suspended -= 1;
                 suspended.carry.accept(reply);
-                self.go_on(core, guard, member, suspended);
+                self.go_on(core, guard, Caller { at, vcpu, port }, suspended);
                 resumed += 1;
             }
         }
@@ -262,10 +273,11 @@ impl<H: Hypervisor> Service<H> {
                 if page.is_some_and(|gfn| core.pages.is_parked(gfn, guard)) {
                     continue;
                 }
+                let (vcpu, port) = (member.vcpu, member.port);
                 if let Some(suspended) = member.suspended.take() {
                     self.suspended -= 1;
-                    set_parked(core, member.vcpu, false);
-                    self.go_on(core, guard, at, suspended);
+                    set_parked(core, vcpu, false);
+                    self.go_on(core, guard, Caller { at, vcpu, port }, suspended);
                     resumed += 1;
                 }
             } else if member.suspended.is_none()
@@ -281,15 +293,19 @@ impl<H: Hypervisor> Service<H> {
         resumed
     }
 
-    fn go_on(&mut self, core: &Core<H>, guard: &ReadGuard<'_>, at: usize, suspended: Suspended) {
+    fn go_on(
+        &mut self,
+        core: &Core<H>,
+        guard: &ReadGuard<'_>,
+        caller: Caller,
+        suspended: Suspended,
+    ) {
         let Suspended {
             taken, mut carry, ..
         } = suspended;
-        let Some(member) = self.members.get(at) else {
-            return;
-        };
-        let (vcpu, port) = (member.vcpu, member.port);
+        let Caller { vcpu, port, .. } = caller;
         let Some(counters) = self.counters.of(self.index) else {
+            self.finish(core, port, taken.refuse());
             return;
         };
         let bus = Bus {
@@ -305,7 +321,7 @@ impl<H: Hypervisor> Service<H> {
                 let answered = taken.answer(carry.answer());
                 self.finish(core, port, answered);
             }
-            Err(pause) => self.suspend(core, at, taken, carry, pause),
+            Err(pause) => self.suspend(core, caller, taken, carry, pause),
         }
     }
 
@@ -347,10 +363,7 @@ impl<H: Hypervisor> Service<H> {
     }
 
     /// Tells of deferred requests that take longer than their handler said, once each.
-    pub(super) fn report_overruns(&mut self, core: &Core<H>) {
-        if self.suspended == 0 {
-            return;
-        }
+    fn report_overruns(&mut self, core: &Core<H>) {
         let now = Instant::now();
         for member in &mut self.members {
             let waits = member
