@@ -203,5 +203,23 @@ fn is_explained(survivor: &str, accepted: &str) -> bool {
     let what = survivor.splitn(4, ':').nth(3).unwrap_or(survivor).trim();
     accepted
         .lines()
+        // A `|` would end the cell.
+        .map(|line| line.replace("\\|", "|"))
         .any(|line| line.contains(file) && line.contains(&format!("`{what}`")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_survivor_is_explained_by_file_and_mutant_wherever_the_line_is() {
+        let accepted = "| `a/b.rs` | `replace \\| with ^ in f` | the same value |\n";
+        assert!(is_explained("a/b.rs:7:9: replace | with ^ in f", accepted));
+        assert!(!is_explained("a/c.rs:7:9: replace | with ^ in f", accepted));
+        assert!(!is_explained(
+            "a/b.rs:7:9: replace | with ^ in f2",
+            accepted
+        ));
+    }
 }

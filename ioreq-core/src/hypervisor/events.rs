@@ -66,7 +66,7 @@ pub trait EventChannels: AsRawFd + Send + Sync + 'static {
     /// Signals the guest-side end of `port`.
     ///
     /// # Errors
-    /// `InvalidArgument` if the port is not bound here, `DomainGone`.
+    /// `InvalidArgument` if the port is not bound here. A domain that is gone is no error: nobody hears it.
     fn notify(&self, port: LocalPort) -> Result<()>;
 
     /// After an overflow: empties the ring and unmasks every port of this handle. The caller then scans every slot and
