@@ -337,17 +337,17 @@ impl Context {
     }
 
     /// Leads the window elsewhere: every entry of its table is written. The frames behind it, and with them the bytes, move on by
-    /// `by` pages.
-    pub(crate) fn slide(&mut self, pen: &mut Pen<'_>, by: usize) -> Result<(), CpuFault> {
+    /// `by` pages. Returns how many entries were written.
+    pub(crate) fn slide(&mut self, pen: &mut Pen<'_>, by: usize) -> Result<u64, CpuFault> {
         let window = self.buffers.iter_mut().find(|b| b.kind == Kind::Window);
-        let Some(window) = window else { return Ok(()) };
+        let Some(window) = window else { return Ok(0) };
         let (table, _) = self.tables[&(1, base(window.at, 1))];
         window.frames.rotate_left(by);
         window.bytes.rotate_left(by * 4096);
         for (index, frame) in (0..).zip(&window.frames) {
             pen.entry(table, index, frame << 12 | PRESENT | WRITABLE)?;
         }
-        Ok(())
+        Ok(window.frames.len() as u64)
     }
 
     /// Gives every table back. The context's shadow is gone already.

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use ioreq::backends::vgpu::{Status, regs};
 use ioreq::sim::{Cpu, CpuFault};
@@ -63,6 +64,10 @@ pub(crate) struct Done {
     pub(crate) tables_freed: u64,
     pub(crate) tables_reused: u64,
     pub(crate) moved: u64,
+    /// Entries of windows that were led elsewhere.
+    pub(crate) window_writes: u64,
+    /// How long their writes took the vCPU.
+    pub(crate) window_time: Duration,
 }
 
 struct Driver<'a> {
@@ -330,15 +335,26 @@ impl Driver<'_> {
         Ok(())
     }
 
-    /// Submits a copy or a fill, and checks every byte of the target.
-    fn submit(&mut self) -> Result<(), CpuFault> {
-        let at = self.random.usize(..self.contexts.len());
+    /// Leads the context's window elsewhere, if it has one.
+    fn slide(&mut self, at: usize) -> Result<(), CpuFault> {
+        if !self.contexts[at].shape.streams {
+            return Ok(());
+        }
         let by = self.random.usize(1..512);
         let mut pen = Pen {
             cpu: self.cpu,
             random: &mut self.random,
         };
-        self.contexts[at].slide(&mut pen, by)?;
+        let started = Instant::now();
+        self.done.window_writes += self.contexts[at].slide(&mut pen, by)?;
+        self.done.window_time += started.elapsed();
+        Ok(())
+    }
+
+    /// Submits a copy or a fill, and checks every byte of the target.
+    fn submit(&mut self) -> Result<(), CpuFault> {
+        let at = self.random.usize(..self.contexts.len());
+        self.slide(at)?;
         let count = self.contexts[at].buffers.len();
         let (source, target) = (self.random.usize(..count), self.random.usize(..count));
         let fill = source == target || self.random.u8(..8) == 0;

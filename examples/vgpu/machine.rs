@@ -16,8 +16,8 @@ use ioreq::{GfnRange, GuestMap, GuestRam, MmioRange, VcpuId};
 use crate::checker::{Page, Tally, walk, walk_directories};
 use crate::driver::{self, APERTURE, Done, ENGINE, PVINFO, Task};
 use crate::frames::Arena;
-use crate::options::{Options, Switch, Version};
-use crate::report::Report;
+use crate::options::{Options, Version};
+use crate::report::{Report, cpu_seconds};
 use crate::reserve;
 
 /// How far host addresses are from guest addresses.
@@ -27,9 +27,10 @@ const ARENA: u64 = 1 << 16;
 /// First frame of the reservation: behind the aperture.
 const RESERVED: u64 = APERTURE + (1 << 18);
 
-type Failure = Box<dyn Error + Send + Sync>;
+pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
-pub(crate) fn run(options: &Options) -> Result<Report, Failure> {
+pub(crate) fn run(options: &Options, policy: OutOfSync) -> Result<Report, Failure> {
+    let cpu_before = cpu_seconds();
     let version = match options.xen {
         Version::V4_17 => XenVersion::V4_17,
         Version::V4_20 => XenVersion::V4_20,
@@ -48,10 +49,6 @@ pub(crate) fn run(options: &Options) -> Result<Report, Failure> {
     let tracker = Arc::new(claim.tracker("ppgtt"));
     let ram: Arc<dyn GuestRam> = server.hypervisor().memory();
     let frames = LinearMap::new(Arc::clone(&ram), DISTANCE);
-    let policy = match options.out_of_sync {
-        Switch::On => OutOfSync::default(),
-        Switch::Off => OutOfSync::off(),
-    };
     let shadow = Shadow::builder(tracker, Arc::clone(&ram), Arc::new(frames.clone()))
         .most_tables(1 << 21)
         .out_of_sync(policy)
@@ -137,6 +134,7 @@ pub(crate) fn run(options: &Options) -> Result<Report, Failure> {
             }
         ),
         seconds,
+        cpu_seconds: cpu_seconds() - cpu_before,
         stats,
         shadow: shadow.stats(),
         engine: engine.stats(),
@@ -213,5 +211,7 @@ fn sum(done: &[Done]) -> Done {
         tables_freed: sum.tables_freed + one.tables_freed,
         tables_reused: sum.tables_reused + one.tables_reused,
         moved: sum.moved + one.moved,
+        window_writes: sum.window_writes + one.window_writes,
+        window_time: sum.window_time + one.window_time,
     })
 }

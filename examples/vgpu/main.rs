@@ -19,21 +19,44 @@ mod reserve;
 use std::process::ExitCode;
 
 use clap::Parser;
+use ioreq::backends::vgpu::OutOfSync;
+
+use options::{Choice, Options};
+use report::Report;
 
 fn main() -> ExitCode {
-    let options = options::Options::parse();
-    match machine::run(&options) {
-        Ok(report) => {
-            report.print(&options);
-            if report.is_right() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            }
-        }
+    match run(&Options::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(err) => {
             eprintln!("vgpu: {err}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs it once, or once each way; whether every byte and every entry was right.
+fn run(options: &Options) -> Result<bool, machine::Failure> {
+    let once = |policy| -> Result<Report, machine::Failure> {
+        let report = machine::run(options, policy)?;
+        report.print(options);
+        Ok(report)
+    };
+    let (before, report) = match options.out_of_sync {
+        Choice::Off => (None, once(OutOfSync::off())?),
+        Choice::On => (None, once(OutOfSync::on())?),
+        Choice::Compare => {
+            println!("-- every table tracked");
+            let before = once(OutOfSync::off())?;
+            println!("-- hot tables out of sync");
+            (Some(before), once(OutOfSync::on())?)
+        }
+    };
+    if let Some(before) = &before {
+        report.print_gain(before);
+    }
+    if options.json {
+        println!("{}", report.json(options, before.as_ref()));
+    }
+    Ok(report.is_right() && before.is_none_or(|before| before.is_right()))
 }

@@ -23,9 +23,10 @@ pub(crate) struct Options {
     /// Table pages tracked at once in a reserved, otherwise empty address space, beside those of the contexts.
     #[arg(long, default_value_t = 0, value_parser = value_parser!(u64).range(0..=1_000_000))]
     pub(crate) pages: u64,
-    /// Whether hot last-level tables go out of sync.
-    #[arg(long, value_enum, default_value_t = Switch::On)]
-    pub(crate) out_of_sync: Switch,
+    /// Whether last-level tables that are written again and again go out of sync. `compare`, or no value, runs the same seed
+    /// twice, off and on, and tells the difference.
+    #[arg(long, value_enum, num_args = 0..=1, default_value_t = Choice::On, default_missing_value = "compare")]
+    pub(crate) out_of_sync: Choice,
     /// The model's version of Xen.
     #[arg(long, value_enum, default_value_t = Version::V4_20)]
     pub(crate) xen: Version,
@@ -34,11 +35,12 @@ pub(crate) struct Options {
     pub(crate) json: bool,
 }
 
-/// On or off.
+/// On, off, or one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Switch {
+pub(crate) enum Choice {
     On,
     Off,
+    Compare,
 }
 
 /// Versions that the model knows.

@@ -16,6 +16,8 @@ use crate::options::Options;
 pub(crate) struct Report {
     pub(crate) hypervisor: String,
     pub(crate) seconds: f64,
+    /// Of this process, all its threads.
+    pub(crate) cpu_seconds: f64,
     pub(crate) stats: ServerStats,
     pub(crate) shadow: ShadowStats,
     pub(crate) engine: EngineStats,
@@ -45,8 +47,8 @@ impl Report {
         let [small, medium, large, huge] =
             [0, 1, 2, 3].map(|size| tally.sizes[size].load(Ordering::Relaxed));
         println!(
-            "{}, {} vCPUs, {:.1} s",
-            self.hypervisor, options.vcpus, self.seconds
+            "{}, {} vCPUs, {:.1} s, {:.1} s of CPU time",
+            self.hypervisor, options.vcpus, self.seconds, self.cpu_seconds
         );
         println!(
             "requests     {} (mmio reads {}, mmio writes {}, writes to table pages {})",
@@ -70,11 +72,18 @@ impl Report {
         );
         println!("tracked      {} pages at the peak", self.tracked_peak);
         println!(
-            "out of sync  {} tables, {} in vain, {} traps avoided (about {:.3} s at the median)",
+            "out of sync  {} tables, read {} times; tracked again {} times, {} in vain; {} traps avoided",
             shadow.out_of_sync,
+            shadow.rereads,
+            shadow.protected_again,
             shadow.out_of_sync_in_vain,
-            shadow.traps_avoided,
-            self.saved_seconds()
+            shadow.traps_avoided
+        );
+        println!(
+            "windows      {} entries led elsewhere in {:.2} s of the vCPUs' time, {:.0} ns each",
+            done.window_writes,
+            done.window_time.as_secs_f64(),
+            self.window_ns()
         );
         println!(
             "contexts     {} alive at once; {} of 48 bits and {} of 32 bits created, {} of them streaming",
@@ -109,18 +118,35 @@ impl Report {
         );
         println!("memory       {} KiB peak", peak_kib());
         println!("mismatches   {}", tally.mismatches());
-        if options.json {
-            println!("{}", self.json(options));
-        }
     }
 
-    /// What the avoided traps would have cost, at the median latency.
-    fn saved_seconds(&self) -> f64 {
-        let median = self.stats.latency.percentile(0.5).unwrap_or(0);
-        self.shadow.traps_avoided as f64 * median as f64 / 1e9
+    /// What out-of-sync tables gained over a run without.
+    pub(crate) fn print_gain(&self, without: &Report) {
+        println!("-- gained");
+        println!(
+            "traps        {} instead of {}",
+            self.stats.page_writes, without.stats.page_writes
+        );
+        println!(
+            "windows      {:.0} ns an entry instead of {:.0}, {:.2} s of the vCPUs' time instead of {:.2}",
+            self.window_ns(),
+            without.window_ns(),
+            self.done.window_time.as_secs_f64(),
+            without.done.window_time.as_secs_f64()
+        );
+        println!(
+            "time         {:.1} s instead of {:.1}, {:.1} s of CPU time instead of {:.1}",
+            self.seconds, without.seconds, self.cpu_seconds, without.cpu_seconds
+        );
     }
 
-    fn json(&self, options: &Options) -> serde_json::Value {
+    /// What the write of a window's entry took its vCPU, in the mean.
+    fn window_ns(&self) -> f64 {
+        self.done.window_time.as_secs_f64() * 1e9 / self.done.window_writes.max(1) as f64
+    }
+
+    /// The report as one object; `before` is the run that it is compared with.
+    pub(crate) fn json(&self, options: &Options, before: Option<&Report>) -> serde_json::Value {
         let latency = |q: f64| self.stats.latency.percentile(q).unwrap_or(0);
         json!({
             "hypervisor": self.hypervisor,
@@ -142,8 +168,28 @@ impl Report {
             "rss_peak_kib": peak_kib(),
             "contexts_created": { "l4": self.done.wide_created, "l3": self.done.narrow_created },
             "submissions_l3": self.tally.narrow.load(Ordering::Relaxed),
+            "cpu_seconds": self.cpu_seconds,
+            "out_of_sync": {
+                "tables": self.shadow.out_of_sync,
+                "rereads": self.shadow.rereads,
+                "tracked_again": self.shadow.protected_again,
+                "in_vain": self.shadow.out_of_sync_in_vain,
+                "traps_avoided": self.shadow.traps_avoided,
+            },
+            "window_writes": self.done.window_writes,
+            "window_write_ns": self.window_ns(),
+            "without_out_of_sync": before.map(|before| before.json(options, None)),
         })
     }
+}
+
+/// CPU time of this process so far, user and system.
+pub(crate) fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // utime and stime, the 14th and 15th field, in ticks of 10 ms; the second is in parentheses, and may hold anything.
+    let after_name = stat.rsplit(") ").next().unwrap_or_default();
+    let ticks = after_name.split_whitespace().skip(11).take(2);
+    ticks.filter_map(|t| t.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
 /// VmHWM of this process.

@@ -255,7 +255,7 @@ impl Engine {
             shared.done(channel, &command, Status::Bad);
             return WriteOutcome::Done;
         };
-        shared.shadow.submit();
+        shared.shadow.submit(id);
         if let Some(observer) = &shared.observer {
             observer(id, root);
         }

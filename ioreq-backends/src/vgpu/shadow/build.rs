@@ -11,7 +11,7 @@ use vm_memory::GuestAddress;
 
 use super::pending::Halves;
 use super::structure::Structure;
-use super::table::{State, Table, TableId};
+use super::table::{Parent, State, Table, TableId};
 use super::{Inner, Root, RootId, SCRATCH};
 use crate::vgpu::entry::{ENTRIES, Entry, Kind, Level};
 
@@ -39,7 +39,7 @@ impl Inner {
         let mut failed = None;
         for (slot, wanted) in tables.iter_mut().zip(wanted) {
             let Some((gfn, level)) = wanted else { continue };
-            match self.link(&mut structure, gfn, level) {
+            match self.link(&mut structure, gfn, level, Parent::Root) {
                 Ok(id) => *slot = Some(id),
                 Err(why) => failed = failed.or(Some((gfn, why))),
             }
@@ -66,24 +66,32 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) fn submit(&self) {
+    pub(super) fn submit(&self, root: RootId) {
         let mut structure = self.lock();
-        // Relaxed: see `Table::is_hot`.
-        self.common.submissions.fetch_add(1, Ordering::Relaxed);
-        for (id, pending) in std::mem::take(&mut structure.pending) {
-            let Some(table) = structure.table(id).cloned() else {
+        if structure.next_interval(root).is_none() {
+            return;
+        }
+        // From the root down: an entry that is made may be what makes the address space reach a table.
+        let level = |id: &TableId| structure.table(*id).map(|table| table.level);
+        let ids = structure.pending.keys();
+        let mut waiting: Vec<(Option<Level>, TableId)> = ids.map(|id| (level(id), *id)).collect();
+        waiting.sort_unstable();
+        for (_, id) in waiting.into_iter().rev() {
+            if !structure.reaches(root, id) {
+                continue;
+            }
+            let pending = structure.pending.remove(&id);
+            let (Some(table), Some(pending)) = (structure.table(id).cloned(), pending) else {
                 continue;
             };
-            if pending.out_of_sync {
-                self.resync(&mut structure, &table);
-            } else {
-                for index in pending.entries() {
-                    self.sync_entry(&mut structure, &table, index);
-                }
+            for index in pending.entries() {
+                self.sync_entry(&mut structure, &table, index);
             }
             // After the entries were made: see the module.
             table.set_half_written(false);
+            self.finish(&mut structure);
         }
+        self.submit_out_of_sync(&mut structure, root);
         self.finish(&mut structure);
     }
 
@@ -123,15 +131,26 @@ impl Inner {
         table.set_half_written(half_written);
     }
 
-    fn guest_entry(&self, table: &Table, index: usize) -> Entry {
+    pub(super) fn guest_entry(&self, table: &Table, index: usize) -> Entry {
         let at = GuestAddress((table.gfn.0 << 12) + index as u64 * 8);
         // A page that was ballooned out holds nothing.
         Entry(self.ram.load(at, Width::B8).unwrap_or(0))
     }
 
-    /// Makes a shadow entry from what guest memory holds. Returns whether it changed.
-    fn sync_entry(&self, structure: &mut Structure, table: &Arc<Table>, index: usize) -> bool {
+    /// Makes a shadow entry from what guest memory holds.
+    fn sync_entry(&self, structure: &mut Structure, table: &Arc<Table>, index: usize) {
         let guest = self.guest_entry(table, index);
+        self.make_entry(structure, table, index, guest);
+    }
+
+    /// Makes a shadow entry from the guest's.
+    pub(super) fn make_entry(
+        &self,
+        structure: &mut Structure,
+        table: &Arc<Table>,
+        index: usize,
+        guest: Entry,
+    ) {
         let shown = match table.level.read(index, guest) {
             Kind::Absent => Entry::ABSENT,
             Kind::Page(_) => match table.leaf(index, guest) {
@@ -148,7 +167,8 @@ impl Inner {
                 if let Some(child) = old.filter(|t| t.gfn == guest.table() && t.level == level) {
                     guest.with_address(child.id.address().0)
                 } else {
-                    match self.link(structure, guest.table(), level) {
+                    let parent = Parent::Table(table.id);
+                    match self.link(structure, guest.table(), level, parent) {
                         Ok(id) => guest.with_address(id.address().0),
                         Err(why) => {
                             self.unlinkable(structure, table, index, why);
@@ -158,7 +178,7 @@ impl Inner {
                 }
             }
         };
-        self.show(structure, table, index, shown)
+        self.show(structure, table, index, shown);
     }
 
     fn unlinkable(&self, structure: &mut Structure, table: &Table, index: usize, why: Unlinkable) {
@@ -175,10 +195,10 @@ impl Inner {
     }
 
     /// Changes a shadow entry; the table it led to loses a parent, unless it is the same.
-    fn show(&self, structure: &mut Structure, table: &Table, index: usize, entry: Entry) -> bool {
+    fn show(&self, structure: &mut Structure, table: &Table, index: usize, entry: Entry) {
         let old = table.get(index);
         if old == entry {
-            return false;
+            return;
         }
         table.set(index, entry);
         structure.stats.updates += 1;
@@ -186,7 +206,6 @@ impl Inner {
         if before != now {
             structure.to_release.extend(before);
         }
-        true
     }
 
     /// One more parent for the table of `gfn`; made and tracked if it is new, and read by [`finish`](Self::finish).
@@ -195,6 +214,7 @@ impl Inner {
         structure: &mut Structure,
         gfn: Gfn,
         level: Level,
+        parent: Parent,
     ) -> Result<TableId, Unlinkable> {
         if let Some(table) = structure.table_of(gfn) {
             if table.level != level {
@@ -202,6 +222,7 @@ impl Inner {
             }
             // Relaxed: under the structure's lock.
             table.refs.fetch_add(1, Ordering::Relaxed);
+            table.add_parent(parent);
             return Ok(table.id);
         }
         let start = gfn.start().ok_or(Unlinkable::BadFrame)?;
@@ -212,7 +233,7 @@ impl Inner {
             return Err(Unlinkable::OverBound);
         }
         let id = structure.new_id().ok_or(Unlinkable::OverBound)?;
-        let table = Table::new(id, gfn, level, &self.common, &structure.inner);
+        let table = Table::new(id, gfn, level, parent, &self.common, &structure.inner);
         let handler: Arc<dyn PageHandler> = Arc::<Table>::clone(&table);
         // The page may be about to be untracked as a table that just died.
         self.untrack_dead(structure);
@@ -250,22 +271,20 @@ impl Inner {
         table.set_state(State::Live);
     }
 
-    /// Makes every entry from guest memory. Returns how many changed.
-    pub(super) fn read_table(&self, structure: &mut Structure, table: &Arc<Table>) -> u64 {
+    /// Makes every entry from guest memory.
+    fn read_table(&self, structure: &mut Structure, table: &Arc<Table>) {
         let mut page = [0; ENTRIES * 8];
         let start = GuestAddress(table.gfn.0 << 12);
         if self.ram.read(start, &mut page).is_err() {
             page.fill(0);
         }
-        let mut changed = 0;
         for (index, bytes) in page.as_chunks::<8>().0.iter().enumerate() {
             // A glance: entries that are absent on both sides need nothing. Others are read again, whole.
             let glance = Entry(u64::from_le_bytes(*bytes));
             if glance.is_present() || table.get(index) != Entry::ABSENT {
-                changed += u64::from(self.sync_entry(structure, table, index));
+                self.sync_entry(structure, table, index);
             }
         }
-        changed
     }
 
     /// A table lost a parent; the last one takes it along.

@@ -15,12 +15,17 @@ impl PageHandler for Table {
     fn write(&self, _: &Context<'_>, write: &PageWrite<'_>) -> PageOutcome {
         let stored = write.apply();
         // SeqCst: our store, then our look at the state; pairs with the fence between a change of state and the reading of
-        // the page in `Inner::fill` and `Inner::resync` (see the module).
+        // the page in `Inner::fill`, `Inner::leave_sync` and `Inner::come_back` (see the module).
         fence(Ordering::SeqCst);
-        if !self.apply_whole(write)
+        let applied = self.apply_whole(write);
+        if (!applied || self.is_warm())
             && let Some(inner) = self.inner.upgrade()
         {
-            inner.written(self.gfn, write.offset(), write.width());
+            if applied {
+                inner.warmed(self.gfn);
+            } else {
+                inner.written(self.gfn, write.offset(), write.width());
+            }
         }
         stored
     }
@@ -32,7 +37,7 @@ impl Table {
         let whole = write.width() == Width::B8 && write.offset().is_multiple_of(8);
         // A half was written in the page's order before us, so that it is known here.
         let plain = self.level.is_last() && !self.is_half_written();
-        if !whole || !plain || self.state() != State::Live || self.is_hot() {
+        if !whole || !plain || self.state() != State::Live {
             return false;
         }
         let index = usize::from(write.offset() / 8);
@@ -46,21 +51,12 @@ impl Table {
         true
     }
 
-    /// Counts the write towards the table's heat; true if it should go out of sync.
-    fn is_hot(&self) -> bool {
-        let Some(threshold) = self.common.policy.threshold() else {
-            return false;
-        };
-        // Relaxed, all of it: the heat is changed in the page's order, and a submission more or less does not matter.
-        let now = self.common.submissions.load(Ordering::Relaxed);
-        let heat = if self.heat_since.load(Ordering::Relaxed) == now {
-            self.heat.load(Ordering::Relaxed).saturating_add(1)
-        } else {
-            self.heat_since.store(now, Ordering::Relaxed);
-            1
-        };
-        self.heat.store(heat, Ordering::Relaxed);
-        heat >= threshold.get()
+    /// Whether the writes so far have just passed a multiple of the threshold.
+    fn is_warm(&self) -> bool {
+        // Relaxed: in the page's order.
+        let writes = self.writes.load(Ordering::Relaxed);
+        let threshold = self.common.policy.threshold();
+        threshold.is_some_and(|threshold| writes.is_multiple_of(u64::from(threshold.get())))
     }
 }
 
@@ -83,8 +79,5 @@ impl Inner {
             self.entry_written(&mut structure, &table, index, from, to);
         }
         self.finish(&mut structure);
-        if table.level.is_last() && table.state() == State::Live && self.wants_out(&table) {
-            self.leave_sync(&mut structure, &table);
-        }
     }
 }

@@ -14,6 +14,7 @@
 //!   then takes the lock, so it comes after the reading, and makes its entry again from memory.
 //! * Half-written entries are made whole at a submission by a thread that does not hold the page's order. The table's
 //!   writes take the lock until that is done: the note that there are such entries goes only after they were made.
+//! * A table [out of sync](out_of_sync) is not tracked; it is read at submissions.
 //! * A write whose table died meanwhile stores, then takes the lock and looks for the table that the page is *now*.
 //!   The fence between the store and the look at the table's state pairs with the one between the change of state and the
 //!   reading of the page: one of the two sides sees the other.
@@ -26,6 +27,7 @@
 
 mod build;
 mod handler;
+mod heat;
 mod out_of_sync;
 mod pending;
 mod stats;
@@ -37,7 +39,6 @@ mod walk;
 mod tests;
 
 use std::fmt;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use ioreq_core::claim::PageTracker;
@@ -110,8 +111,6 @@ impl Root {
 struct Common {
     frames: Arc<dyn FrameMap>,
     policy: OutOfSync,
-    /// Submissions so far: the time by which hot tables are told.
-    submissions: AtomicU64,
 }
 
 struct Inner {
@@ -204,7 +203,7 @@ impl ShadowBuilder {
         self
     }
 
-    /// What to do with hot last-level tables.
+    /// What to do with last-level tables that are written again and again: nothing by default.
     #[must_use]
     pub fn out_of_sync(mut self, policy: OutOfSync) -> Self {
         self.policy = policy;
@@ -229,11 +228,7 @@ impl ShadowBuilder {
         }
         let (frames, policy) = (self.frames, self.policy);
         Ok(Shadow(Arc::new_cyclic(|inner: &Weak<Inner>| Inner {
-            common: Arc::new(Common {
-                frames,
-                policy,
-                submissions: AtomicU64::new(0),
-            }),
+            common: Arc::new(Common { frames, policy }),
             ram: self.ram,
             tracker: self.tracker,
             most_tables: self.most_tables,
@@ -300,10 +295,13 @@ impl Shadow {
         self.0.lock().find_l3(gfn)
     }
 
-    /// To be called when the guest submits work, before the GPU looks: half-written entries, tables out of sync, and entries
-    /// that could not be shadowed are made from guest memory.
-    pub fn submit(&self) {
-        self.0.submit();
+    /// To be called when the guest submits work of an address space, before the GPU looks: of the tables that it reaches, half-written
+    /// entries, tables out of sync, and entries that could not be shadowed are made from guest memory. What other address
+    /// spaces alone reach is left as it is: a guest may be in the middle of writing it.
+    ///
+    /// An address space that is gone has nothing to be made.
+    pub fn submit(&self, root: RootId) {
+        self.0.submit(root);
     }
 
     /// Where a GPU address leads, by the shadow alone.

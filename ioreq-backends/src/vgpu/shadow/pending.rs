@@ -57,8 +57,6 @@ pub(super) struct Pending {
     high: Bits,
     /// Entries that show the scratch page though they need not for ever.
     retry: Bits,
-    /// The table is not tracked, and is to be read as a whole.
-    pub(super) out_of_sync: bool,
 }
 
 impl Pending {
@@ -84,7 +82,7 @@ impl Pending {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        !self.out_of_sync && self.half_written.is_empty() && self.retry.is_empty()
+        self.half_written.is_empty() && self.retry.is_empty()
     }
 
     /// Entries to be made from guest memory.
@@ -150,11 +148,6 @@ mod tests {
         pending.retry(64);
         assert!(!pending.is_empty() && !pending.is_half_written());
         assert_eq!(pending.entries().collect::<Vec<_>>(), [64]);
-        let out = Pending {
-            out_of_sync: true,
-            ..Pending::default()
-        };
-        assert!(!out.is_empty());
         pending.retry(ENTRIES);
         assert_eq!(pending.entries().count(), 1, "there is no such entry");
     }

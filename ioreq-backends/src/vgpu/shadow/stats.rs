@@ -38,9 +38,15 @@ pub struct ShadowStats {
     pub untracked_failed: u64,
     /// Times a table went out of sync.
     pub out_of_sync: u64,
-    /// Times it came back before its page could be unmarked.
+    /// Tables out of sync now.
+    pub out_of_sync_now: u64,
+    /// Times a table out of sync was read at a submission.
+    pub rereads: u64,
+    /// Times a table out of sync came to be tracked again.
+    pub protected_again: u64,
+    /// Of those, times that it had avoided fewer traps than it takes to go out of sync.
     pub out_of_sync_in_vain: u64,
-    /// Entries that had changed when a table came back: at least so many writes did not trap.
+    /// Entries of tables whose pages were not marked that were found changed: at least so many writes did not trap.
     pub traps_avoided: u64,
 }
 
@@ -50,6 +56,7 @@ impl Inner {
         let mut stats = structure.stats;
         stats.tables = structure.table_count() as u64;
         stats.roots = structure.root_count() as u64;
+        stats.out_of_sync_now = structure.out.len() as u64;
         // Relaxed: counters.
         stats.updates += structure
             .all_tables()

@@ -2,14 +2,20 @@
 
 //! Which tables there are and how they hang together. Everything here is used under the structure's lock.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use ioreq_core::Gfn;
 
+use super::heat::Heat;
+use super::out_of_sync::Out;
 use super::pending::Pending;
-use super::table::{Table, TableId};
+use super::table::{Parent, Table, TableId};
 use super::{Inner, Root, RootId, ShadowStats};
+
+/// Levels of tables: so many steps lead from any table to a root.
+const LEVELS: u32 = 4;
 
 /// An address space.
 pub(super) struct RootState {
@@ -26,8 +32,16 @@ pub(super) struct Structure {
     /// Roots by the frame of their first table, oldest first.
     roots_at: HashMap<Option<Gfn>, Vec<RootId>>,
     next_root: u64,
+    /// Submissions so far.
+    submissions: u64,
     /// Tables that wait for something. None of them is empty.
     pub(super) pending: BTreeMap<TableId, Box<Pending>>,
+    /// Tables out of sync.
+    pub(super) out: BTreeMap<TableId, Box<Out>>,
+    /// Tables that are to go out of sync at their next submission.
+    pub(super) hot: BTreeSet<TableId>,
+    /// Tables that were ever written often.
+    pub(super) heat: HashMap<TableId, Heat>,
     /// New tables, tracked but not read yet.
     pub(super) to_fill: Vec<Arc<Table>>,
     /// Tables that lost a parent.
@@ -47,7 +61,11 @@ impl Structure {
             roots: BTreeMap::new(),
             roots_at: HashMap::new(),
             next_root: 0,
+            submissions: 0,
             pending: BTreeMap::new(),
+            out: BTreeMap::new(),
+            hot: BTreeSet::new(),
+            heat: HashMap::new(),
             to_fill: Vec::new(),
             to_release: Vec::new(),
             to_untrack: Vec::new(),
@@ -106,6 +124,50 @@ impl Structure {
         }
         self.free_ids.push(table.id.0);
         self.pending.remove(&table.id);
+        self.out.remove(&table.id);
+        self.hot.remove(&table.id);
+        self.heat.remove(&table.id);
+    }
+
+    /// The table from which alone roots reach this one; None if there may be several.
+    fn top(&self, id: TableId) -> Option<&Arc<Table>> {
+        let mut table = self.table(id)?;
+        for _ in 0..LEVELS {
+            match table.parent() {
+                Parent::Root => return Some(table),
+                Parent::Table(parent) => table = self.table(parent)?,
+                Parent::Many => break,
+            }
+        }
+        None
+    }
+
+    /// Whether the address space may reach the table. A table with several parents counts as reached by all.
+    pub(super) fn reaches(&self, root: RootId, id: TableId) -> bool {
+        let top = self.top(id).map(|top| top.id);
+        top.is_none_or(|top| {
+            self.root(root)
+                .is_some_and(|r| r.tables.contains(&Some(top)))
+        })
+    }
+
+    /// Submissions so far of the address spaces that reach the table; of all, if it is not known which do.
+    pub(super) fn interval(&self, table: &Table) -> u64 {
+        self.top(table.id).map_or(self.submissions, |top| {
+            // Relaxed: under the structure's lock.
+            top.submissions.load(Ordering::Relaxed)
+        })
+    }
+
+    /// Another submission of the address space; None if there is no such.
+    pub(super) fn next_interval(&mut self, root: RootId) -> Option<()> {
+        let tables = self.root(root)?.tables;
+        self.submissions += 1;
+        for table in tables.iter().flatten().filter_map(|id| self.table(*id)) {
+            // Relaxed: under the structure's lock.
+            table.submissions.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(())
     }
 
     pub(super) fn root(&self, id: RootId) -> Option<&RootState> {

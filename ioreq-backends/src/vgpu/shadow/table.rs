@@ -18,10 +18,31 @@ pub(super) enum State {
     Filling = 0,
     /// In step with the guest.
     Live = 1,
-    /// Not tracked for now: read again at the next submission.
+    /// Not tracked for now: read at submissions.
     OutOfSync = 2,
     /// No root reaches it.
     Dead = 3,
+}
+
+/// Who leads to a table, as far as it is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parent {
+    /// Roots alone.
+    Root,
+    /// One table, by one entry or several.
+    Table(TableId),
+    /// Several tables, or a table and a root.
+    Many,
+}
+
+impl Parent {
+    fn code(self) -> u64 {
+        match self {
+            Parent::Root => 1 << 32,
+            Parent::Many => 2 << 32,
+            Parent::Table(id) => id.0.into(),
+        }
+    }
 }
 
 /// The number of a shadow table; its place in the shadow's address space.
@@ -51,13 +72,14 @@ pub(super) struct Table {
     state: AtomicU8,
     /// Parents and roots that lead here; changed under the structure's lock.
     pub(super) refs: AtomicU32,
+    /// A [`Parent`]'s code; changed under the structure's lock.
+    parent: AtomicU64,
+    /// Submissions of the roots that start here; changed under the structure's lock.
+    pub(super) submissions: AtomicU64,
     /// Some entries are half-written; changed under the structure's lock.
     half_written: AtomicBool,
     /// Entry writes applied without the lock; in the page's order.
     pub(super) writes: AtomicU64,
-    /// Writes since submission [`heat_since`](Self::heat_since); in the page's order.
-    pub(super) heat: AtomicU32,
-    pub(super) heat_since: AtomicU64,
     /// Made with the first entry that is not absent: most tables of a sparse address space are empty.
     entries: OnceLock<Box<[AtomicU64; ENTRIES]>>,
 }
@@ -67,6 +89,7 @@ impl Table {
         id: TableId,
         gfn: Gfn,
         level: Level,
+        parent: Parent,
         common: &Arc<Common>,
         inner: &Weak<Inner>,
     ) -> Arc<Self> {
@@ -78,10 +101,10 @@ impl Table {
             inner: Weak::clone(inner),
             state: AtomicU8::new(State::Filling as u8),
             refs: AtomicU32::new(0),
+            parent: AtomicU64::new(parent.code()),
+            submissions: AtomicU64::new(0),
             half_written: AtomicBool::new(false),
             writes: AtomicU64::new(0),
-            heat: AtomicU32::new(0),
-            heat_since: AtomicU64::new(0),
             entries: OnceLock::new(),
         })
     }
@@ -100,6 +123,24 @@ impl Table {
     pub(super) fn set_state(&self, state: State) {
         // Release: see `state`.
         self.state.store(state as u8, Ordering::Release);
+    }
+
+    pub(super) fn parent(&self) -> Parent {
+        // Relaxed: under the structure's lock.
+        let code = self.parent.load(Ordering::Relaxed);
+        match u32::try_from(code) {
+            Ok(id) => Parent::Table(TableId(id)),
+            Err(_) if code == Parent::Root.code() => Parent::Root,
+            Err(_) => Parent::Many,
+        }
+    }
+
+    /// One more leads here.
+    pub(super) fn add_parent(&self, parent: Parent) {
+        if self.parent() != parent {
+            // Relaxed: under the structure's lock.
+            self.parent.store(Parent::Many.code(), Ordering::Relaxed);
+        }
     }
 
     /// Whether some entries are half-written: then writes take the structure's lock.
