@@ -54,6 +54,20 @@ pub enum Op {
     InjectMsi,
     /// `XEN_DMOP_inject_event`
     InjectEvent,
+    /// `XEN_DMOP_track_dirty_vram`
+    TrackDirtyVram,
+    /// `XEN_DMOP_remote_shutdown`
+    RemoteShutdown,
+    /// `XEN_DMOP_relocate_memory`
+    RelocateMemory,
+    /// `XEN_DMOP_pin_memory_cacheattr`
+    PinCacheAttr,
+    /// `HVMOP_get_mem_type`
+    GetMemType,
+    /// `XENMEM_maximum_gpfn`
+    MaximumGpfn,
+    /// Giving up the right to reach other domains
+    Restrict,
     /// Opening, binding, waiting on, unmasking or notifying event channels
     EventChannel,
     /// Mapping guest memory into this process
@@ -97,6 +111,13 @@ impl fmt::Display for Op {
             Op::SetIrqLevel => "set_irq_level",
             Op::InjectMsi => "inject_msi",
             Op::InjectEvent => "inject_event",
+            Op::TrackDirtyVram => "track_dirty_vram",
+            Op::RemoteShutdown => "remote_shutdown",
+            Op::RelocateMemory => "relocate_memory",
+            Op::PinCacheAttr => "pin_memory_cacheattr",
+            Op::GetMemType => "get_mem_type",
+            Op::MaximumGpfn => "maximum_gpfn",
+            Op::Restrict => "restrict",
             Op::EventChannel => "event channel",
             Op::MapGuestMemory => "map guest memory",
             Op::AccessGuestMemory => "access guest memory",
@@ -434,6 +455,7 @@ fn kind_of(op: Op, errno: i32) -> ErrorKind {
         (Op::UnmapRange, libc::ENOENT) => ErrorKind::NoSuchRange,
         (Op::CreateServer, libc::ENOSPC) => ErrorKind::TooManyServers,
         (Op::EventChannel, libc::EFBIG) => ErrorKind::EventOverflow,
+        (Op::EventChannel, libc::ENOTCONN) => ErrorKind::InvalidArgument,
         (_, libc::EBUSY) => ErrorKind::Busy,
         (_, libc::ENOENT) => ErrorKind::NoSuchServer,
         (_, libc::EPERM | libc::EACCES) => ErrorKind::NotPermitted,

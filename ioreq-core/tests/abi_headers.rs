@@ -5,10 +5,10 @@
 //! Needs a C compiler (`cc`, or what `CC` says) and the headers (Debian: `apt-get install gcc libc6-dev libxen-dev`). Without
 //! them the test fails: a check that is skipped in silence checks nothing.
 
+mod c_program;
+
 use std::collections::BTreeMap;
 use std::mem::{offset_of, size_of};
-use std::path::PathBuf;
-use std::process::Command;
 
 use ioreq_core::abi::*;
 
@@ -197,45 +197,12 @@ fn ours() -> BTreeMap<String, u64> {
     .into()
 }
 
-/// Compiles and runs the program.
-fn theirs() -> BTreeMap<String, u64> {
-    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    let source = dir.join("abi_headers.c");
-    let binary = dir.join("abi_headers");
-    std::fs::write(&source, PROGRAM).expect("the target directory is writable");
-    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
-    let compiled = Command::new(&compiler)
-        .arg("-Wall")
-        .arg("-o")
-        .args([&binary, &source])
-        .output()
-        .unwrap_or_else(|err| {
-            panic!("no C compiler `{compiler}` ({err}): apt-get install gcc libc6-dev, or set CC")
-        });
-    let stderr = String::from_utf8_lossy(&compiled.stderr);
-    assert!(
-        !stderr.contains("xen/"),
-        "Xen's public headers are missing: apt-get install libxen-dev\n{stderr}"
-    );
-    assert!(
-        compiled.status.success() && stderr.is_empty(),
-        "{compiler} did not take the program (apt-get install libc6-dev?)\n{stderr}"
-    );
-    let run = Command::new(&binary).output().expect("just compiled");
-    assert!(run.status.success(), "{run:?}");
-    String::from_utf8(run.stdout)
-        .expect("the program prints ASCII")
-        .lines()
-        .map(|line| {
-            let (name, value) = line.rsplit_once(' ').expect("name value");
-            (name.to_owned(), value.parse().expect("a number"))
-        })
-        .collect()
-}
-
 #[test]
 fn abi_is_what_the_headers_say() {
-    let (ours, theirs) = (ours(), theirs());
+    let (ours, theirs) = (
+        ours(),
+        c_program::run("abi_headers", PROGRAM, "xen", "libxen-dev"),
+    );
     for (name, value) in &theirs {
         assert_eq!(ours.get(name), Some(value), "{name}");
     }

@@ -2,6 +2,11 @@
 
 //! The operations as the bytes that a device model hands to Xen.
 
+use ioreq_core::abi::dm_op::{
+    self, CreateIoreqServer, DestroyIoreqServer, DmOp, DmOpBytes, GetIoreqServerInfo, MapIoRange,
+    MapMemType, ModifiedMemory, ModifiedMemoryExtent, NrVcpus, SetIoreqServerState, SetMemType,
+    TrackDirtyVram, UnmapIoRange,
+};
 use ioreq_core::hypervisor::{InjectedEvent, Intx};
 use ioreq_core::{Sbdf, VcpuId};
 use libc::{E2BIG, EINVAL, EOPNOTSUPP};
@@ -16,37 +21,6 @@ const LAST: u32 = 20;
 
 /// Largest buffer of an operation that the kernel passes on.
 const BUFFER_MAX: usize = 4096;
-
-/// The bytes of `struct xen_dm_op`, read and written field by field.
-#[derive(Debug)]
-struct Fields<'a>(&'a mut [u8; 32]);
-
-impl Fields<'_> {
-    fn get<const N: usize>(&self, at: usize) -> [u8; N] {
-        // Offsets are constants of the layout, inside the 32 bytes.
-        std::array::from_fn(|i| self.0[at + i])
-    }
-
-    fn u8(&self, at: usize) -> u8 {
-        self.0[at]
-    }
-
-    fn u16(&self, at: usize) -> u16 {
-        u16::from_le_bytes(self.get(at))
-    }
-
-    fn u32(&self, at: usize) -> u32 {
-        u32::from_le_bytes(self.get(at))
-    }
-
-    fn u64(&self, at: usize) -> u64 {
-        u64::from_le_bytes(self.get(at))
-    }
-
-    fn put(&mut self, at: usize, bytes: &[u8]) {
-        self.0[at..at + bytes.len()].copy_from_slice(bytes);
-    }
-}
 
 /// A line's level: 0 or 1.
 fn level(byte: u8) -> Errno<bool> {
@@ -75,12 +49,12 @@ impl RawDmop {
     ///
     /// # Errors
     /// Xen's errno; E2BIG for a buffer of more than 4096 bytes.
-    pub fn dm_op(&self, op: &mut [u8; 32], buffer: &mut [u8]) -> Errno<()> {
+    pub fn dm_op(&self, bytes: &mut DmOpBytes, buffer: &mut [u8]) -> Errno<()> {
         if buffer.len() > BUFFER_MAX {
             return Err(E2BIG); // the kernel's answer
         }
-        let mut op = Fields(op);
-        let (number, pad) = (op.u32(0), op.u32(4));
+        let [number, pad] =
+            [0, 4].map(|at| u32::from_ne_bytes(std::array::from_fn(|i| bytes[at + i])));
         if number == 0 || number > LAST {
             return self.unknown(number);
         }
@@ -89,29 +63,60 @@ impl RawDmop {
         }
         match number {
             1 => {
-                let pad = op.u8(9) | op.u8(10) | op.u8(11);
-                let id = self.create(op.u8(8), pad)?;
-                op.put(12, &id.to_le_bytes());
+                let op = CreateIoreqServer::decode(bytes);
+                let [a, b, c] = op.pad;
+                let id = self.create(op.handle_bufioreq, a | b | c)?;
+                *bytes = CreateIoreqServer { id, ..op }.encode();
             }
             2 => {
-                let (ioreq, buffered, port) = self.get_info(op.u16(8), op.u16(10))?;
-                op.put(12, &port.to_le_bytes());
-                op.put(16, &ioreq.to_le_bytes());
-                op.put(24, &buffered.to_le_bytes());
+                let op = GetIoreqServerInfo::decode(bytes);
+                let (ioreq_gfn, bufioreq_gfn, bufioreq_port) = self.get_info(op.id, op.flags)?;
+                *bytes = GetIoreqServerInfo {
+                    bufioreq_port,
+                    ioreq_gfn,
+                    bufioreq_gfn,
+                    ..op
+                }
+                .encode();
             }
-            3 => self.map_range(op.u16(8), op.u32(12), op.u64(16), op.u64(24), op.u16(10))?,
-            4 => self.unmap_range(op.u16(8), op.u32(12), op.u64(16), op.u64(24), op.u16(10))?,
-            5 => self.set_state(op.u16(8), op.u8(10), op.u8(11))?,
-            6 => self.destroy(op.u16(8), op.u16(10))?,
-            7 => self.vram(op.u64(16), op.u32(8), buffer)?,
-            8..=10 | 13 | 14 => self.interrupt(number, &op)?,
-            11 => self.modified(op.u32(8), buffer)?,
-            12 => self.set_mem_type(u32::from(op.u16(8)), op.u16(10), op.u64(16), op.u32(12))?,
-            15 => self.map_mem_type(op.u16(8), op.u16(10), op.u32(12), op.u64(16))?,
-            16 => self.remote_shutdown(op.u8(8))?,
+            3 => {
+                let op = MapIoRange::decode(bytes);
+                self.map_range(op.id, op.kind, op.start, op.end, op.pad)?;
+            }
+            4 => {
+                let op = UnmapIoRange::decode(bytes);
+                self.unmap_range(op.id, op.kind, op.start, op.end, op.pad)?;
+            }
+            5 => {
+                let op = SetIoreqServerState::decode(bytes);
+                self.set_state(op.id, op.enabled, op.pad)?;
+            }
+            6 => {
+                let op = DestroyIoreqServer::decode(bytes);
+                self.destroy(op.id, op.pad)?;
+            }
+            7 => {
+                let op = TrackDirtyVram::decode(bytes);
+                self.vram(op.first_pfn, op.nr, buffer)?;
+            }
+            8..=10 | 13 | 14 => self.interrupt(number, bytes)?,
+            11 => self.modified(ModifiedMemory::decode(bytes).nr_extents, buffer)?,
+            12 => {
+                let op = SetMemType::decode(bytes);
+                self.set_mem_type(u32::from(op.mem_type), op.pad, op.first_pfn, op.nr)?;
+            }
+            15 => {
+                let op = MapMemType::decode(bytes);
+                self.map_mem_type(op.id, op.kind, op.flags, op.opaque)?;
+            }
+            16 => {
+                // Xen cuts the reason down to its field of the domain.
+                let [reason, ..] = dm_op::RemoteShutdown::decode(bytes).reason.to_le_bytes();
+                self.remote_shutdown(reason)?;
+            }
             20 => {
                 let vcpus = self.nr_vcpus()?;
-                op.put(8, &vcpus.to_le_bytes());
+                *bytes = NrVcpus { vcpus }.encode();
             }
             _ => {
                 self.target(number, &[])?;
@@ -129,65 +134,68 @@ impl RawDmop {
         Ok(())
     }
 
-    fn interrupt(&self, number: u32, op: &Fields<'_>) -> Errno<()> {
+    fn interrupt(&self, number: u32, bytes: &DmOpBytes) -> Errno<()> {
         let domain = self.target(number, &[])?;
         domain.inject(match number {
             8 => {
-                let (segment, bus) = (op.u16(8), op.u8(10));
+                let op = dm_op::SetPciIntxLevel::decode(bytes);
                 let pins = [Intx::A, Intx::B, Intx::C, Intx::D];
-                let pin = pins.get(usize::from(op.u8(12))).ok_or(EINVAL)?;
-                if segment != 0 || bus != 0 {
+                let pin = pins.get(usize::from(op.intx)).ok_or(EINVAL)?;
+                if op.domain != 0 || op.bus != 0 {
                     return Err(EINVAL);
                 }
                 Injected::Intx {
-                    function: Sbdf::new(0, 0, op.u8(11), 0).ok_or(EINVAL)?,
+                    function: Sbdf::new(0, 0, op.device, 0).ok_or(EINVAL)?,
                     pin: *pin,
-                    asserted: level(op.u8(13))?,
+                    asserted: level(op.level)?,
                 }
             }
             9 => {
-                let irq = Some(op.u8(8)).filter(|irq| *irq <= 15);
+                let op = dm_op::SetIsaIrqLevel::decode(bytes);
+                let irq = Some(op.isa_irq).filter(|irq| *irq <= 15);
                 Injected::Isa {
                     irq: irq.ok_or(EINVAL)?,
-                    asserted: level(op.u8(9))?,
+                    asserted: level(op.level)?,
                 }
             }
             10 => {
-                let (link, irq) = (op.u8(8), op.u8(9));
-                if link > 3 || irq > 15 {
+                let dm_op::SetPciLinkRoute { link, isa_irq } =
+                    dm_op::SetPciLinkRoute::decode(bytes);
+                if link > 3 || isa_irq > 15 {
                     return Err(EINVAL);
                 }
-                Injected::LinkRoute { link, irq }
+                Injected::LinkRoute { link, irq: isa_irq }
             }
             13 => {
-                let vcpu = VcpuId(op.u32(8));
+                let op = dm_op::InjectEvent::decode(bytes);
+                let vcpu = VcpuId(op.vcpuid);
                 if vcpu.0 >= domain.config.vcpus {
                     return Err(EINVAL);
                 }
-                let error_code = op.u32(16);
                 let event = InjectedEvent {
-                    vector: op.u8(12),
-                    kind: op.u8(13),
-                    error_code: (error_code != u32::MAX).then_some(error_code),
-                    insn_len: op.u8(14),
-                    cr2: op.u64(24),
+                    vector: op.vector,
+                    kind: op.kind,
+                    error_code: (op.error_code != u32::MAX).then_some(op.error_code),
+                    insn_len: op.insn_len,
+                    cr2: op.cr2,
                 };
                 Injected::Event { vcpu, event }
             }
             _ => {
-                if op.u32(12) != 0 {
+                let op = dm_op::InjectMsi::decode(bytes);
+                if op.pad != 0 {
                     return Err(EINVAL);
                 }
                 Injected::Msi {
-                    addr: op.u64(16),
-                    data: op.u32(8),
+                    addr: op.addr,
+                    data: op.data,
                 }
             }
         });
         Ok(())
     }
 
-    /// `modified_memory`: extents of {nr u32, pad u32, first_pfn u64}, the last one first, as Xen takes them.
+    /// `modified_memory`: the last extent first, as Xen takes them.
     fn modified(&self, extents: u32, buffer: &[u8]) -> Errno<()> {
         let domain = self.target(11, &[])?;
         if !domain.is_log_dirty() {
@@ -196,13 +204,11 @@ impl RawDmop {
         let count = usize::try_from(extents).map_err(|_| EINVAL)?;
         let (extents, _) = buffer.as_chunks::<16>();
         for extent in extents.get(..count).ok_or(EINVAL)?.iter().rev() {
-            let word = |at: usize| std::array::from_fn(|i| extent[at + i]);
-            let [nr, pad] = [0, 4].map(|at| u32::from_le_bytes(word(at)));
-            let first = u64::from_le_bytes(std::array::from_fn(|i| extent[8 + i]));
-            if pad != 0 {
+            let extent = ModifiedMemoryExtent::from_bytes(extent);
+            if extent.pad != 0 {
                 return Err(EINVAL);
             }
-            domain.modified_memory(first, nr)?;
+            domain.modified_memory(extent.first_pfn, extent.nr)?;
         }
         Ok(())
     }

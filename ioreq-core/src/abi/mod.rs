@@ -6,6 +6,7 @@
 //! offsets are pinned at compile time, and against the C compiler and the headers by `tests/abi_headers.rs`.
 
 mod buffered;
+pub mod dm_op;
 mod dmop;
 mod ioreq;
 

@@ -118,9 +118,9 @@ impl DmOp {
         Self::new(DESTROY_SERVER).u16(0, id)
     }
 
-    /// `set_mem_type`: mem_type u16 @0, nr u32 @4, first_pfn u64 @8.
+    /// `set_mem_type`: nr u32 @0, mem_type u16 @4, pad u16 @6, first_pfn u64 @8.
     pub(crate) fn mem_type(ty: u16, first: u64, nr: u32) -> Self {
-        Self::new(SET_MEM_TYPE).u16(0, ty).u32(4, nr).u64(8, first)
+        Self::new(SET_MEM_TYPE).u32(0, nr).u16(4, ty).u64(8, first)
     }
 
     /// `map_mem_type_to_ioreq_server`: id u16 @0, type u16 @2, flags u32 @4, opaque u64 @8.
