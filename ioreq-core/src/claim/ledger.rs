@@ -4,9 +4,11 @@
 //!
 //! The lock is held across hypercalls, never while waiting for a vCPU, a worker or a handler, so handlers may take it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::error::MarkError;
+use super::parts::{Routed, Routes, parts_of, runs_of, split};
 use super::unmark::{Look, Step, UnmarkEnv, Unmarker};
 use crate::dispatch::{Counted, PageRoute};
 use crate::error::{Error, ErrorKind, Op, Result};
@@ -27,6 +29,8 @@ pub(crate) struct Ledger {
     /// The claim is being dropped: no new pages.
     closing: bool,
     pub(crate) unmarker: Unmarker,
+    /// Pages that leave because marking them failed: they may be marked or not.
+    unknown: BTreeSet<u64>,
 }
 
 impl Ledger {
@@ -48,6 +52,7 @@ impl Ledger {
 
     /// Gives the type up, with whatever is still marked.
     pub(crate) fn disclaim<H: Hypervisor>(&mut self, core: &Core<H>) -> Result<()> {
+        self.unknown.clear();
         match self.authority.take() {
             Some(_) => core.hv.disclaim_mem_type(core.id),
             None => Ok(()),
@@ -69,13 +74,45 @@ impl Ledger {
         pages: GfnRange,
         route: &Arc<Counted<PageRoute>>,
     ) -> Result<(), MarkError> {
-        self.open(core).map_err(|err| untouched(err, pages))?;
-        let parts = split(core, pages, route).map_err(|err| untouched(err, pages))?;
+        self.track_runs(core, &[pages], Routes::Shared(route))
+    }
+
+    /// See [`PageTracker::track_each`](super::PageTracker::track_each); `pages` ascend.
+    pub(crate) fn track_each<H: Hypervisor>(
+        &mut self,
+        core: &Core<H>,
+        pages: &[Routed],
+    ) -> Result<(), MarkError> {
+        let runs = runs_of(pages).map_err(|twice| {
+            let err = core.error(Op::Mark, ErrorKind::InvalidArgument);
+            let all = pages.iter().map(|(gfn, _)| GfnRange::from(*gfn));
+            untouched(err.about(format!("{twice} twice in one call")), all)
+        })?;
+        self.track_runs(core, &runs, Routes::Each(pages))
+    }
+
+    /// All runs are looked at before any is changed.
+    fn track_runs<H: Hypervisor>(
+        &mut self,
+        core: &Core<H>,
+        runs: &[GfnRange],
+        routes: Routes<'_>,
+    ) -> Result<(), MarkError> {
+        let refused = |err| untouched(err, runs.iter().copied());
+        self.open(core).map_err(refused)?;
+        let mut parts = Vec::new();
+        for run in runs {
+            parts.extend(split(core, *run, routes).map_err(refused)?);
+        }
+        let leaving = parts.iter().filter(|part| part.leaving);
+        for part in leaving {
+            self.check_known(core, part.pages).map_err(refused)?;
+        }
         for (index, part) in parts.iter().enumerate() {
             let result = if part.leaving {
-                self.take_back(core, part.pages, route)
+                self.take_back(core, part.pages, routes)
             } else {
-                self.mark(core, part.pages, route)
+                self.mark(core, part.pages, routes)
             };
             let Err(mut err) = result else { continue };
             // Before the failing part all is done, after it nothing is touched.
@@ -91,16 +128,28 @@ impl Ledger {
         Ok(())
     }
 
+    /// A page that leaves because marking it failed may not be marked at all, so it cannot simply be taken back.
+    fn check_known<H: Hypervisor>(&self, core: &Core<H>, pages: GfnRange) -> Result<()> {
+        let mut unknown = self.unknown.range(pages.first()..=pages.last());
+        let Some(gfn) = unknown.next() else {
+            return Ok(());
+        };
+        let err = core.error(Op::Mark, ErrorKind::Retry);
+        Err(err.about(format!(
+            "marking {} failed before, and it is still being unmarked",
+            Gfn(*gfn)
+        )))
+    }
+
     /// Pages that are leaving, and so still marked, go on being tracked.
     fn take_back<H: Hypervisor>(
         &mut self,
         core: &Core<H>,
         pages: GfnRange,
-        route: &Arc<Counted<PageRoute>>,
+        routes: Routes<'_>,
     ) -> Result<(), MarkError> {
-        core.pages
-            .replace(pages, route)
-            .map_err(|err| untouched(err, pages))?;
+        let replaced = routes.for_each(pages, |part, route| core.pages.replace(part, route));
+        replaced.map_err(|(_, err)| untouched(err, [pages]))?;
         let env = Env {
             core,
             authority: self.authority.as_ref(),
@@ -111,37 +160,42 @@ impl Ledger {
         Ok(())
     }
 
-    /// Publishes the route, then marks: a write that traps finds its handler.
+    /// Publishes the routes, then marks: a write that traps finds its handler.
     fn mark<H: Hypervisor>(
         &mut self,
         core: &Core<H>,
         pages: GfnRange,
-        route: &Arc<Counted<PageRoute>>,
+        routes: Routes<'_>,
     ) -> Result<(), MarkError> {
         let Some(authority) = &self.authority else {
             return Ok(());
         };
-        core.pages
-            .insert(pages, route)
-            .map_err(|err| untouched(err, pages))?;
+        let inserted = routes.for_each(pages, |part, route| core.pages.insert(part, route));
+        inserted.map_err(|(at, err)| {
+            if let Some(before) = range(pages.first(), at.first().checked_sub(1)) {
+                core.pages.remove(before);
+            }
+            untouched(err, [pages])
+        })?;
         for batch in pages.batches(MARK_BATCH) {
             let Err(err) = core.hv.set_mem_type(authority, P2mType::IoreqServer, batch) else {
                 continue;
             };
             // Some pages of the batch may be marked, and the guest may have written to them: they leave by the safe protocol.
             let mut err = MarkError::new(err);
-            if batch.first() > pages.first() {
-                err.done
-                    .extend(GfnRange::new(pages.first(), batch.first() - 1));
-            }
+            err.done
+                .extend(range(pages.first(), batch.first().checked_sub(1)));
             err.unknown.push(batch);
-            if batch.last() < pages.last()
-                && let Ok(rest) = GfnRange::new(batch.last() + 1, pages.last())
-            {
+            if let Some(rest) = range(batch.last() + 1, Some(pages.last())) {
                 core.pages.remove(rest);
                 err.untouched.push(rest);
             }
-            self.leave(core, batch, &leaving_route(route));
+            self.unknown.extend(batch.first()..=batch.last());
+            let left = routes.for_each(batch, |part, route| {
+                self.leave(core, part, &leaving_route(route));
+                Ok(())
+            });
+            debug_assert!(left.is_ok(), "leaving does not fail");
             return Err(err);
         }
         Ok(())
@@ -156,9 +210,8 @@ impl Ledger {
     ) -> Result<()> {
         self.open(core)?;
         let tracked = |gfn| {
-            core.pages
-                .route_of(gfn)
-                .is_some_and(|old| !old.is_leaving())
+            let old = core.pages.route_of(gfn);
+            old.is_some_and(|old| !old.is_leaving() && old.is_of(&route.tracker))
         };
         if let Some(gfn) = pages.iter().find(|gfn| !tracked(*gfn)) {
             let err = core.error(Op::Route, ErrorKind::NoSuchRoute);
@@ -167,8 +220,8 @@ impl Ledger {
         core.pages.replace(pages, route)
     }
 
-    /// See [`PageTracker::untrack`](super::PageTracker::untrack): of `pages`, those that are tracked by `tracker`'s routes
-    /// (by anybody's, without one) start to leave.
+    /// See [`PageTracker::untrack`](super::PageTracker::untrack): of `pages`, those that the tracker of `leaving` tracks start
+    /// to leave.
     pub(crate) fn untrack<H: Hypervisor>(
         &mut self,
         core: &Core<H>,
@@ -177,7 +230,7 @@ impl Ledger {
     ) -> Result<()> {
         self.open(core)?;
         for run in core.pages.ranges_in(pages) {
-            for part in parts_of(core, run) {
+            for part in parts_of(core, run, Some(&leaving.tracker)) {
                 if !part.leaving {
                     self.leave(core, part.pages, leaving);
                 }
@@ -216,75 +269,14 @@ impl Ledger {
             core,
             authority: self.authority.as_ref(),
         };
-        self.unmarker.step(&env)
-    }
-}
-
-/// A run of pages that are all leaving, or all unknown.
-struct Part {
-    pages: GfnRange,
-    leaving: bool,
-}
-
-/// Cuts `pages` into runs that are leaving and runs that are not tracked; a tracked page is a conflict.
-fn split<H: Hypervisor>(core: &Core<H>, pages: GfnRange, route: &PageRoute) -> Result<Vec<Part>> {
-    let mut parts = Vec::new();
-    let mut next = pages.first();
-    for run in core.pages.ranges_in(pages) {
-        for part in parts_of(core, run) {
-            if !part.leaving {
-                let existing = core.pages.route_of(Gfn(part.pages.first()));
-                let existing =
-                    existing.map_or_else(String::new, |old| old.tracker.name.to_string());
-                let err = core.error(Op::Mark, ErrorKind::RouteConflict);
-                return Err(err.conflict(
-                    format!("{pages} of {:?}", route.tracker.name),
-                    format!("{} of {existing:?}", part.pages),
-                ));
-            }
+        let step = self.unmarker.step(&env);
+        // One that has no route any more has been unmarked.
+        if !self.unknown.is_empty() {
+            self.unknown
+                .retain(|gfn| core.pages.route_of(Gfn(*gfn)).is_some());
         }
-        if next < run.first() {
-            parts.extend(GfnRange::new(next, run.first() - 1).map(|pages| Part {
-                pages,
-                leaving: false,
-            }));
-        }
-        parts.push(Part {
-            pages: run,
-            leaving: true,
-        });
-        next = run.last() + 1;
+        step
     }
-    if next <= pages.last() {
-        parts.extend(GfnRange::new(next, pages.last()).map(|pages| Part {
-            pages,
-            leaving: false,
-        }));
-    }
-    Ok(parts)
-}
-
-/// Cuts a run of known pages into leaving and tracked runs.
-fn parts_of<H: Hypervisor>(core: &Core<H>, run: GfnRange) -> Vec<Part> {
-    let mut parts: Vec<Part> = Vec::new();
-    for gfn in run.iter() {
-        let leaving = core
-            .pages
-            .route_of(gfn)
-            .is_none_or(|route| route.is_leaving());
-        match parts.last_mut() {
-            Some(last) if last.leaving == leaving => {
-                if let Ok(longer) = GfnRange::new(last.pages.first(), gfn.0) {
-                    last.pages = longer;
-                }
-            }
-            _ => parts.push(Part {
-                pages: gfn.into(),
-                leaving,
-            }),
-        }
-    }
-    parts
 }
 
 /// The route of the same tracker's pages that leave.
@@ -297,10 +289,15 @@ fn leaving_route(route: &PageRoute) -> Arc<Counted<PageRoute>> {
     })
 }
 
-fn untouched(err: Error, pages: GfnRange) -> MarkError {
+fn untouched(err: Error, pages: impl IntoIterator<Item = GfnRange>) -> MarkError {
     let mut err = MarkError::new(err);
-    err.untouched.push(pages);
+    err.untouched.extend(pages);
     err
+}
+
+/// `first` to `last`, if there is anything between.
+fn range(first: u64, last: Option<u64>) -> Option<GfnRange> {
+    GfnRange::new(first, last?).ok()
 }
 
 /// The unmark protocol's world: this server.

@@ -17,6 +17,7 @@
 mod error;
 mod ledger;
 mod mem_type;
+mod parts;
 mod tracker;
 mod unmark;
 

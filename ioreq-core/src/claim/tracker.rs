@@ -80,17 +80,38 @@ pub trait PageTracker: Send + Sync {
     /// call, not before, or a write between is lost. A page that is [`Leaving`](PageState::Leaving) is taken back.
     ///
     /// # Errors
-    /// `RouteConflict` when a page is tracked already (nothing is changed then), or as the hypervisor says; see
-    /// [`MarkError`] for what a failure in the middle leaves.
+    /// `RouteConflict` when a page is tracked already, `Retry` when marking one failed before and it is still on its way out
+    /// (nothing is changed then), or as the hypervisor says; see [`MarkError`] for what a failure in the middle leaves.
     fn track(&self, pages: GfnRange, handler: Arc<dyn PageHandler>) -> Result<(), MarkError>;
+
+    /// Tracks many pages, each with a handler of its own, in any order. [`Tracker`](super::Tracker) marks neighbours together, up
+    /// to 1024 with one hypercall; this provided one goes page by page.
+    ///
+    /// # Errors
+    /// As [`track`](Self::track), and `InvalidArgument` for a page given twice. `Tracker` changes nothing for a conflict, or
+    /// a page given twice; whoever implements this says in the [`MarkError`] what became of every page.
+    fn track_each(&self, pages: Vec<(Gfn, Arc<dyn PageHandler>)>) -> Result<(), MarkError> {
+        let mut done = Vec::new();
+        let mut pages = pages.into_iter();
+        while let Some((gfn, handler)) = pages.next() {
+            if let Err(mut err) = self.track(gfn.into(), handler) {
+                err.done.splice(0..0, done);
+                err.untouched
+                    .extend(pages.map(|(gfn, _)| GfnRange::from(gfn)));
+                return Err(err);
+            }
+            done.push(gfn.into());
+        }
+        Ok(())
+    }
 
     /// Gives `pages` another handler; they stay marked throughout.
     ///
     /// # Errors
-    /// `NoSuchRoute` unless all of them are tracked.
+    /// `NoSuchRoute` unless this tracker tracks all of them.
     fn replace(&self, pages: GfnRange, handler: Arc<dyn PageHandler>) -> Result<()>;
 
-    /// Ends tracking of `pages`, those of them that are tracked. When it returns no new call of their handlers starts; the
+    /// Ends tracking of `pages`, those of them that this tracker tracks. When it returns no new call of their handlers starts; the
     /// hypervisor's mark is removed later, by the safe protocol, in batches. Never waits.
     ///
     /// # Errors
@@ -175,6 +196,28 @@ impl<H: Hypervisor> PageTracker for Tracker<H> {
         })?;
         let route = self.route(Some(handler));
         let result = core.ledger().track(&core, pages, &route);
+        if result.is_err() {
+            core.wake_control();
+        }
+        result
+    }
+
+    fn track_each(&self, pages: Vec<(Gfn, Arc<dyn PageHandler>)>) -> Result<(), MarkError> {
+        let core = match upgrade(&self.core) {
+            Ok(core) => core,
+            Err(err) => {
+                let mut err = MarkError::new(err);
+                let all = pages.iter().map(|(gfn, _)| GfnRange::from(*gfn));
+                err.untouched.extend(all);
+                return Err(err);
+            }
+        };
+        let routed = pages.into_iter();
+        let mut routed: Vec<_> = routed
+            .map(|(gfn, handler)| (gfn, self.route(Some(handler))))
+            .collect();
+        routed.sort_unstable_by_key(|(gfn, _)| *gfn);
+        let result = core.ledger().track_each(&core, &routed);
         if result.is_err() {
             core.wake_control();
         }

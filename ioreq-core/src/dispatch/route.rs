@@ -40,6 +40,11 @@ pub(crate) struct PageRoute {
 }
 
 impl PageRoute {
+    /// Whether the page is that tracker's.
+    pub(crate) fn is_of(&self, tracker: &Arc<TrackerShared>) -> bool {
+        Arc::ptr_eq(&self.tracker, tracker)
+    }
+
     /// Whether the page is on its way out.
     pub(crate) fn is_leaving(&self) -> bool {
         self.handler.is_none()
