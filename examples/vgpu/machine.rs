@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use ioreq::backends::vgpu::{Engine, LinearMap, OutOfSync, Pvinfo, Root, Shadow};
 use ioreq::server::IoreqServer;
 use ioreq::sim::{DomainConfig, Machine, XenVersion};
-use ioreq::{GfnRange, GuestMap, GuestRam, MmioRange, VcpuId};
+use ioreq::{GfnRange, GuestMap, GuestRam, MmioRange, Op, VcpuId};
 
 use crate::checker::{Page, Tally, walk, walk_directories};
 use crate::driver::{self, APERTURE, Done, ENGINE, PVINFO, Task};
@@ -141,6 +141,7 @@ pub(crate) fn run(options: &Options, policy: OutOfSync) -> Result<Report, Failur
         contexts_alive: alive.1.load(Ordering::Relaxed),
         tracked_peak: reserved_peak.max(shadow.stats().tables_peak),
         interrupts: domain.injected().len() as u64,
+        mark_calls: domain.counts().dmop(Op::SetMemType),
         done: sum(&done),
         tally,
     };

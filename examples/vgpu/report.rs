@@ -24,6 +24,8 @@ pub(crate) struct Report {
     pub(crate) contexts_alive: u64,
     pub(crate) tracked_peak: u64,
     pub(crate) interrupts: u64,
+    /// Hypercalls that marked or unmarked pages.
+    pub(crate) mark_calls: u64,
     pub(crate) done: Done,
     pub(crate) tally: Arc<Tally>,
 }
@@ -70,7 +72,10 @@ impl Report {
             "tables       {} now, {} peak, {} freed, {} reused as data",
             shadow.tables, shadow.tables_peak, shadow.tables_freed, done.tables_reused
         );
-        println!("tracked      {} pages at the peak", self.tracked_peak);
+        println!(
+            "tracked      {} pages at the peak; {} set_mem_type calls",
+            self.tracked_peak, self.mark_calls
+        );
         println!(
             "out of sync  {} tables, read {} times; tracked again {} times, {} in vain; {} traps avoided",
             shadow.out_of_sync,
@@ -168,6 +173,7 @@ impl Report {
             "rss_peak_kib": peak_kib(),
             "contexts_created": { "l4": self.done.wide_created, "l3": self.done.narrow_created },
             "submissions_l3": self.tally.narrow.load(Ordering::Relaxed),
+            "set_mem_type_calls": self.mark_calls,
             "cpu_seconds": self.cpu_seconds,
             "out_of_sync": {
                 "tables": self.shadow.out_of_sync,

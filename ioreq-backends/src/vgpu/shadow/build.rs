@@ -5,19 +5,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use ioreq_core::handler::PageHandler;
-use ioreq_core::{Error, ErrorKind, Gfn, GfnRange, Op, Width};
+use ioreq_core::{Error, ErrorKind, Gfn, Op, Width};
 use vm_memory::GuestAddress;
 
 use super::pending::Halves;
 use super::structure::Structure;
 use super::table::{Parent, State, Table, TableId};
+use super::tracking::NewLink;
 use super::{Inner, Root, RootId, SCRATCH};
 use crate::vgpu::entry::{ENTRIES, Entry, Kind, Level};
 
 /// Why a table cannot be linked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Unlinkable {
+pub(super) enum Unlinkable {
     BadFrame,
     Clash,
     OverBound,
@@ -39,9 +39,16 @@ impl Inner {
         let mut failed = None;
         for (slot, wanted) in tables.iter_mut().zip(wanted) {
             let Some((gfn, level)) = wanted else { continue };
-            match self.link(&mut structure, gfn, level, Parent::Root) {
+            match self.link(&mut structure, gfn, level, None) {
                 Ok(id) => *slot = Some(id),
                 Err(why) => failed = failed.or(Some((gfn, why))),
+            }
+        }
+        self.track_new(&mut structure);
+        for (id, wanted) in tables.iter().zip(wanted) {
+            let table = id.and_then(|id| structure.table(id));
+            if let (Some((gfn, _)), Some(State::Dead)) = (wanted, table.map(|t| t.state())) {
+                failed = failed.or(Some((gfn, Unlinkable::Untrackable)));
             }
         }
         if let Some((gfn, why)) = failed {
@@ -167,8 +174,7 @@ impl Inner {
                 if let Some(child) = old.filter(|t| t.gfn == guest.table() && t.level == level) {
                     guest.with_address(child.id.address().0)
                 } else {
-                    let parent = Parent::Table(table.id);
-                    match self.link(structure, guest.table(), level, parent) {
+                    match self.link(structure, guest.table(), level, Some((table.id, index))) {
                         Ok(id) => guest.with_address(id.address().0),
                         Err(why) => {
                             self.unlinkable(structure, table, index, why);
@@ -181,7 +187,13 @@ impl Inner {
         self.show(structure, table, index, shown);
     }
 
-    fn unlinkable(&self, structure: &mut Structure, table: &Table, index: usize, why: Unlinkable) {
+    pub(super) fn unlinkable(
+        &self,
+        structure: &mut Structure,
+        table: &Table,
+        index: usize,
+        why: Unlinkable,
+    ) {
         match why {
             Unlinkable::BadFrame => structure.stats.bad_frames += 1,
             Unlinkable::Clash => structure.stats.clashes += 1,
@@ -195,7 +207,13 @@ impl Inner {
     }
 
     /// Changes a shadow entry; the table it led to loses a parent, unless it is the same.
-    fn show(&self, structure: &mut Structure, table: &Table, index: usize, entry: Entry) {
+    pub(super) fn show(
+        &self,
+        structure: &mut Structure,
+        table: &Table,
+        index: usize,
+        entry: Entry,
+    ) {
         let old = table.get(index);
         if old == entry {
             return;
@@ -208,23 +226,46 @@ impl Inner {
         }
     }
 
-    /// One more parent for the table of `gfn`; made and tracked if it is new, and read by [`finish`](Self::finish).
+    /// One more parent for the table of `gfn`, a root or an entry. A new one is made; [`finish`](Self::finish) tracks and reads
+    /// it.
     fn link(
+        &self,
+        structure: &mut Structure,
+        gfn: Gfn,
+        level: Level,
+        by: Option<(TableId, usize)>,
+    ) -> Result<TableId, Unlinkable> {
+        let parent = by.map_or(Parent::Root, |(table, _)| Parent::Table(table));
+        let id = match structure.table_of(gfn) {
+            Some(table) if table.level != level => return Err(Unlinkable::Clash),
+            Some(table) if table.state() == State::Dead => return Err(Unlinkable::Untrackable),
+            Some(table) => {
+                // Relaxed: under the structure's lock.
+                table.refs.fetch_add(1, Ordering::Relaxed);
+                table.add_parent(parent);
+                table.id
+            }
+            None => self.make(structure, gfn, level, parent)?,
+        };
+        let is_new = structure.table(id).is_some_and(|t| t.state() == State::New);
+        if let Some((parent, index)) = by.filter(|_| is_new) {
+            structure.new_links.push(NewLink {
+                child: id,
+                parent,
+                index,
+            });
+        }
+        Ok(id)
+    }
+
+    /// A new table, of one parent.
+    fn make(
         &self,
         structure: &mut Structure,
         gfn: Gfn,
         level: Level,
         parent: Parent,
     ) -> Result<TableId, Unlinkable> {
-        if let Some(table) = structure.table_of(gfn) {
-            if table.level != level {
-                return Err(Unlinkable::Clash);
-            }
-            // Relaxed: under the structure's lock.
-            table.refs.fetch_add(1, Ordering::Relaxed);
-            table.add_parent(parent);
-            return Ok(table.id);
-        }
         let start = gfn.start().ok_or(Unlinkable::BadFrame)?;
         self.ram
             .load(start, Width::B8)
@@ -234,23 +275,18 @@ impl Inner {
         }
         let id = structure.new_id().ok_or(Unlinkable::OverBound)?;
         let table = Table::new(id, gfn, level, parent, &self.common, &structure.inner);
-        let handler: Arc<dyn PageHandler> = Arc::<Table>::clone(&table);
-        // The page may be about to be untracked as a table that just died.
-        self.untrack_dead(structure);
-        if self.tracker.track(gfn.into(), handler).is_err() {
-            structure.unused_id(id);
-            return Err(Unlinkable::Untrackable);
-        }
-        table.refs.store(1, Ordering::Relaxed);
         structure.add(&table);
-        structure.to_fill.push(table);
+        structure.to_track.push(table);
         Ok(id)
     }
 
     /// Works off what linking and unlinking left to do. No recursion, whatever the guest's tables look like.
     pub(super) fn finish(&self, structure: &mut Structure) {
         loop {
-            if let Some(table) = structure.to_fill.pop() {
+            let all_read = structure.to_fill.is_empty();
+            if !structure.to_track.is_empty() && (all_read || structure.is_batch_full()) {
+                self.track_new(structure);
+            } else if let Some(table) = structure.to_fill.pop() {
                 self.fill(structure, &table);
             } else if let Some(id) = structure.to_release.pop() {
                 self.release(structure, id);
@@ -296,34 +332,16 @@ impl Inner {
         if table.refs.fetch_sub(1, Ordering::Relaxed) > 1 {
             return;
         }
-        let tracked = table.state() != State::OutOfSync;
+        let was = table.state();
         table.set_state(State::Dead);
         structure.to_release.extend(table.children());
         structure.remove(&table);
-        structure.stats.tables_freed += 1;
         structure.stats.updates += table.writes.load(Ordering::Relaxed);
-        if tracked {
+        // One that was never tracked, or could not be, never was a table to the guest.
+        let was_table = !matches!(was, State::New | State::Dead);
+        structure.stats.tables_freed += u64::from(was_table);
+        if was_table && was != State::OutOfSync {
             structure.to_untrack.push(table.gfn.0);
-        }
-    }
-
-    /// Ends the tracking of pages that are no tables any more, in ranges.
-    fn untrack_dead(&self, structure: &mut Structure) {
-        let mut gfns = std::mem::take(&mut structure.to_untrack);
-        gfns.sort_unstable();
-        let mut rest = gfns.as_slice();
-        while let Some(first) = rest.first() {
-            let run = rest
-                .iter()
-                .zip(*first..)
-                .take_while(|(gfn, expected)| *gfn == expected)
-                .count();
-            if let Ok(pages) = GfnRange::sized(*first, run as u64)
-                && self.tracker.untrack(pages).is_err()
-            {
-                structure.stats.untracked_failed += run as u64;
-            }
-            rest = rest.get(run..).unwrap_or_default();
         }
     }
 }

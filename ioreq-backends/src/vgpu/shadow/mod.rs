@@ -33,6 +33,7 @@ mod pending;
 mod stats;
 mod structure;
 mod table;
+mod tracking;
 mod walk;
 
 #[cfg(test)]

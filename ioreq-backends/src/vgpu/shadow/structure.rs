@@ -12,6 +12,7 @@ use super::heat::Heat;
 use super::out_of_sync::Out;
 use super::pending::Pending;
 use super::table::{Parent, Table, TableId};
+use super::tracking::NewLink;
 use super::{Inner, Root, RootId, ShadowStats};
 
 /// Levels of tables: so many steps lead from any table to a root.
@@ -42,6 +43,10 @@ pub(super) struct Structure {
     pub(super) hot: BTreeSet<TableId>,
     /// Tables that were ever written often.
     pub(super) heat: HashMap<TableId, Heat>,
+    /// New tables, not tracked yet.
+    pub(super) to_track: Vec<Arc<Table>>,
+    /// Entries that lead to those.
+    pub(super) new_links: Vec<NewLink>,
     /// New tables, tracked but not read yet.
     pub(super) to_fill: Vec<Arc<Table>>,
     /// Tables that lost a parent.
@@ -66,6 +71,8 @@ impl Structure {
             out: BTreeMap::new(),
             hot: BTreeSet::new(),
             heat: HashMap::new(),
+            to_track: Vec::new(),
+            new_links: Vec::new(),
             to_fill: Vec::new(),
             to_release: Vec::new(),
             to_untrack: Vec::new(),
@@ -101,11 +108,6 @@ impl Structure {
         let id = u32::try_from(self.by_id.len()).ok()?;
         self.by_id.push(None);
         Some(TableId(id))
-    }
-
-    /// Gives back the number of a table that never came to be.
-    pub(super) fn unused_id(&mut self, id: TableId) {
-        self.free_ids.push(id.0);
     }
 
     pub(super) fn add(&mut self, table: &Arc<Table>) {

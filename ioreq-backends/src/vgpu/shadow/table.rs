@@ -14,14 +14,16 @@ use crate::vgpu::entry::{ENTRIES, Entry, Kind, Level};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum State {
+    /// Not tracked yet.
+    New = 0,
     /// Tracked; being read from guest memory under the structure's lock.
-    Filling = 0,
+    Filling = 1,
     /// In step with the guest.
-    Live = 1,
+    Live = 2,
     /// Not tracked for now: read at submissions.
-    OutOfSync = 2,
-    /// No root reaches it.
-    Dead = 3,
+    OutOfSync = 3,
+    /// No root reaches it, or its page could not be tracked.
+    Dead = 4,
 }
 
 /// Who leads to a table, as far as it is remembered.
@@ -85,6 +87,7 @@ pub(super) struct Table {
 }
 
 impl Table {
+    /// A table of one parent.
     pub(super) fn new(
         id: TableId,
         gfn: Gfn,
@@ -99,8 +102,8 @@ impl Table {
             level,
             common: Arc::clone(common),
             inner: Weak::clone(inner),
-            state: AtomicU8::new(State::Filling as u8),
-            refs: AtomicU32::new(0),
+            state: AtomicU8::new(State::New as u8),
+            refs: AtomicU32::new(1),
             parent: AtomicU64::new(parent.code()),
             submissions: AtomicU64::new(0),
             half_written: AtomicBool::new(false),
@@ -112,9 +115,10 @@ impl Table {
     pub(super) fn state(&self) -> State {
         // Acquire: pairs with `set_state`: whoever sees Live sees the entries that were read before.
         match self.state.load(Ordering::Acquire) {
-            0 => State::Filling,
-            1 => State::Live,
-            2 => State::OutOfSync,
+            0 => State::New,
+            1 => State::Filling,
+            2 => State::Live,
+            3 => State::OutOfSync,
             _ => State::Dead,
         }
     }

@@ -6,5 +6,6 @@ mod limits;
 mod oracle;
 mod out_of_sync;
 mod spaces;
+mod tracking;
 mod world;
 mod writes;

@@ -34,6 +34,10 @@ enum Deed {
     Submit(usize),
     /// An address space begins or ends.
     Toggle(usize),
+    /// A page cannot be tracked from now on.
+    Refuse(u64),
+    /// All can be again.
+    Relent,
     /// Pages that are to be unmarked stay marked from now on, or no longer.
     Stick(bool),
 }
@@ -86,6 +90,8 @@ fn deed() -> impl Strategy<Value = Deed> {
         6 => (0_usize..3).prop_map(Deed::Submit),
         2 => (0_usize..3).prop_map(Deed::Toggle),
         1 => any::<bool>().prop_map(Deed::Stick),
+        1 => (1_u64..14).prop_map(Deed::Refuse),
+        3 => Just(Deed::Relent),
     ]
 }
 
@@ -105,13 +111,24 @@ fn act(world: &World, open: &mut [Option<RootId>; 3], deed: Deed) {
         Deed::Submit(number) => {
             if let Some(id) = open[number] {
                 world.shadow.submit(id);
-                world.check(id, SPACES[number]);
+                // With pages that cannot be tracked it shows less than is there.
+                if world.tracker.refuse.lock().unwrap().is_empty() {
+                    world.check(id, SPACES[number]);
+                }
             }
         }
         Deed::Toggle(number) => match open[number].take() {
             Some(id) => world.shadow.destroy(id).unwrap(),
-            None => open[number] = Some(world.shadow.create(SPACES[number]).unwrap()),
+            None => {
+                open[number] = world.shadow.create(SPACES[number]).ok();
+                let refused = !world.tracker.refuse.lock().unwrap().is_empty();
+                assert!(refused || open[number].is_some());
+            }
         },
+        Deed::Refuse(gfn) => {
+            world.tracker.refuse.lock().unwrap().insert(gfn);
+        }
+        Deed::Relent => world.tracker.refuse.lock().unwrap().clear(),
         Deed::Stick(stick) => world.tracker.never_leaves.store(stick, Ordering::Relaxed),
     }
 }
@@ -146,6 +163,7 @@ fn the_shadow_is_what_a_naive_walk_finds() {
         for deed in deeds {
             act(&world, &mut open, deed);
         }
+        act(&world, &mut open, Deed::Relent);
         (0..3).for_each(|number| act(&world, &mut open, Deed::Submit(number)));
         let stats = world.shadow.stats();
         left.fetch_add(stats.out_of_sync, Ordering::Relaxed);

@@ -102,6 +102,8 @@ pub(super) struct Tracker {
     pub(super) refuse: Mutex<BTreeSet<u64>>,
     /// Run when a page has just been tracked, as a guest's write in that very moment would.
     pub(super) on_track: Mutex<Option<Hook>>,
+    /// Pages of each call that tracked several.
+    pub(super) batches: Mutex<Vec<usize>>,
 }
 
 impl PageTracker for Tracker {
@@ -117,6 +119,25 @@ impl PageTracker for Tracker {
         }
         if let Some(hook) = &*self.on_track.lock().unwrap() {
             hook(Gfn(pages.first()));
+        }
+        Ok(())
+    }
+    /// As the real one: what comes after a page that is refused is not touched.
+    fn track_each(&self, pages: Vec<(Gfn, Arc<dyn PageHandler>)>) -> Result<(), MarkError> {
+        self.batches.lock().unwrap().push(pages.len());
+        let mut pages = pages;
+        pages.sort_by_key(|(gfn, _)| *gfn);
+        let mut done = Vec::new();
+        for (index, (gfn, handler)) in pages.iter().enumerate() {
+            if let Err(mut err) = self.track((*gfn).into(), Arc::clone(handler)) {
+                err.done = done;
+                err.untouched = pages[index..]
+                    .iter()
+                    .map(|(gfn, _)| (*gfn).into())
+                    .collect();
+                return Err(err);
+            }
+            done.push((*gfn).into());
         }
         Ok(())
     }
