@@ -9,6 +9,7 @@ mod packages;
 mod run;
 mod source;
 mod test;
+mod xen;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -31,6 +32,8 @@ enum Command {
     Breaks(breaks::Args),
     /// Mutation testing of the parts that everything rests on.
     Mutants(mutants::Args),
+    /// A real Xen in QEMU.
+    Xen(xen::Args),
 }
 
 fn main() -> Result<()> {
@@ -38,5 +41,6 @@ fn main() -> Result<()> {
         Command::Test(args) => test::run(&args),
         Command::Breaks(args) => breaks::run(&args),
         Command::Mutants(args) => mutants::run(&args),
+        Command::Xen(args) => xen::run(&args),
     }
 }

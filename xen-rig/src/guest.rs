@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A test domain, from its creation to its end.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::agent::{self, Done, FRAMES, Instr, Mailbox, mailbox};
+use crate::domctl::{self, Fate, Kind};
+use crate::hypercall::{Mapping, Privcmd};
+use crate::{context, memory};
+
+/// How long a vCPU may take to come up.
+const BOOT: Duration = Duration::from_secs(20);
+/// Between two looks at a vCPU that works.
+const LOOK: Duration = Duration::from_micros(200);
+/// The vector that wakes an idle vCPU.
+const WAKE: u32 = 0x40;
+
+/// A domain with an agent in it. Dropping it destroys the domain.
+#[derive(Debug)]
+pub struct Guest {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    xen: Arc<Privcmd>,
+    domid: u16,
+    vcpus: u32,
+    /// The agent's frames. None while the domain is made, and once it goes.
+    agent: Option<Mapping>,
+}
+
+impl Guest {
+    /// Makes a domain with memory at `frames` (which include 0x100 to 0x1ff, the agent's), and lets it run; its vCPUs are idle.
+    ///
+    /// # Errors
+    /// Xen's. What was made is gone then.
+    pub fn create(
+        xen: &Arc<Privcmd>,
+        kind: Kind,
+        frames: &[std::ops::Range<u64>],
+    ) -> io::Result<Self> {
+        let domid = domctl::create(xen, kind)?;
+        // From here on dropping it destroys the domain.
+        let mut inner = Inner {
+            xen: Arc::clone(xen),
+            domid,
+            vcpus: kind.vcpus,
+            agent: None,
+        };
+        domctl::max_vcpus(xen, domid, kind.vcpus)?;
+        let pages: u64 = frames.iter().map(|part| part.end - part.start).sum();
+        domctl::max_mem(xen, domid, (pages + 1024) * 4)?;
+        domctl::paging_mempool(xen, domid, 8 << 20)?;
+        for part in frames {
+            memory::populate(xen, domid, part.clone())?;
+        }
+        let agent = xen.map(domid, &FRAMES.collect::<Vec<_>>())?;
+        agent::install(&agent);
+        let current = domctl::context(xen, domid)?;
+        let mailboxes = (0..kind.vcpus).map(|vcpu| mailbox(vcpu, kind.vcpus).0);
+        domctl::set_context(xen, domid, &mut context::initial(&current, mailboxes))?;
+        // An empty program is there before a vCPU starts: it shows that the vCPU works.
+        let first: Vec<u64> = (0..kind.vcpus)
+            .map(|vcpu| Mailbox::new(vcpu, kind.vcpus).post(&agent, &[]))
+            .collect();
+        domctl::unpause(xen, domid)?;
+        let started = Instant::now();
+        for (vcpu, number) in (0..).zip(first) {
+            while !Mailbox::new(vcpu, kind.vcpus).is_finished(&agent, number) {
+                if started.elapsed() > BOOT {
+                    let fate = domctl::fate(xen, domid)?;
+                    let what = format!("vCPU {vcpu} does not come up; the domain: {fate:?}");
+                    return Err(io::Error::other(what));
+                }
+                thread::sleep(LOOK);
+            }
+        }
+        inner.agent = Some(agent);
+        Ok(Guest {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The domain's id.
+    #[must_use]
+    pub fn domid(&self) -> u16 {
+        self.inner.domid
+    }
+
+    /// What has become of it.
+    ///
+    /// # Errors
+    /// Xen's.
+    pub fn fate(&self) -> io::Result<Fate> {
+        domctl::fate(&self.inner.xen, self.inner.domid)
+    }
+
+    /// Pauses it; no vCPU runs when this returns.
+    ///
+    /// # Errors
+    /// Xen's.
+    pub fn pause(&self) -> io::Result<()> {
+        domctl::pause(&self.inner.xen, self.inner.domid)
+    }
+
+    /// Lets it run again.
+    ///
+    /// # Errors
+    /// Xen's.
+    pub fn unpause(&self) -> io::Result<()> {
+        domctl::unpause(&self.inner.xen, self.inner.domid)
+    }
+
+    /// A page's `hvmmem_type_t`.
+    ///
+    /// # Errors
+    /// Xen's.
+    pub fn mem_type(&self, gfn: u64) -> io::Result<u16> {
+        memory::mem_type(&self.inner.xen, self.inner.domid, gfn)
+    }
+
+    /// Turns global log-dirty mode on or off.
+    ///
+    /// # Errors
+    /// Xen's.
+    pub fn log_dirty(&self, on: bool) -> io::Result<()> {
+        domctl::log_dirty(&self.inner.xen, self.inner.domid, on)
+    }
+
+    /// Has an idle vCPU execute `program`; returns at once.
+    ///
+    /// # Errors
+    /// Xen's, when it refuses to wake the vCPU.
+    ///
+    /// # Panics
+    /// If the program does not fit the vCPU's mailbox.
+    pub fn start(&self, vcpu: u32, program: &[Instr]) -> io::Result<Program> {
+        let mailbox = Mailbox::new(vcpu, self.inner.vcpus);
+        let number = mailbox.post(self.inner.agent()?, program);
+        self.inner.wake(vcpu)?;
+        Ok(Program {
+            inner: Arc::clone(&self.inner),
+            mailbox,
+            number,
+        })
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Programs may still hold the rest; the domain goes now. An error has nobody to be told to: the leak check tells.
+        let _gone = domctl::destroy(&self.inner.xen, self.inner.domid);
+    }
+}
+
+impl Inner {
+    fn agent(&self) -> io::Result<&Mapping> {
+        self.agent
+            .as_ref()
+            .ok_or_else(|| io::Error::other("the domain has no agent"))
+    }
+
+    /// `XEN_DMOP_inject_msi` to the vCPU's local APIC, whose id is twice the vCPU's.
+    fn wake(&self, vcpu: u32) -> io::Result<()> {
+        // op u32 @0, pad u32 @4; data u32 @8, pad u32 @12, addr u64 @16
+        let mut op = [0; 32];
+        op[0] = 14;
+        op[8..12].copy_from_slice(&WAKE.to_le_bytes());
+        let address = 0xfee0_0000 | u64::from(vcpu * 2) << 12;
+        op[16..24].copy_from_slice(&address.to_le_bytes());
+        self.xen.dm_op(self.domid, &mut op, &mut [])
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.agent.is_none() {
+            // It was never handed out.
+            let _gone = domctl::destroy(&self.xen, self.domid);
+        }
+    }
+}
+
+/// A program that a vCPU executes.
+#[derive(Debug)]
+pub struct Program {
+    inner: Arc<Inner>,
+    mailbox: Mailbox,
+    number: u64,
+}
+
+impl Program {
+    /// Whether all of it is through. Never waits.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.inner
+            .agent()
+            .is_ok_and(|agent| self.mailbox.is_finished(agent, self.number))
+    }
+
+    /// What came of the instructions that are through.
+    #[must_use]
+    pub fn results(&self) -> Vec<Done> {
+        let agent = self.inner.agent();
+        agent.map_or_else(|_| Vec::new(), |agent| self.mailbox.results(agent))
+    }
+
+    /// What has become of the domain.
+    ///
+    /// # Errors
+    /// Xen's.
+    pub fn fate(&self) -> io::Result<Fate> {
+        domctl::fate(&self.inner.xen, self.inner.domid)
+    }
+
+    /// Waits until the program is through or the domain ended, for at most `bound`; whether it is through.
+    ///
+    /// # Errors
+    /// Xen's.
+    pub fn wait(&self, bound: Duration) -> io::Result<bool> {
+        let started = Instant::now();
+        loop {
+            if self.is_finished() {
+                return Ok(true);
+            }
+            if self.fate()? != Fate::Alive || started.elapsed() > bound {
+                return Ok(self.is_finished());
+            }
+            thread::sleep(LOOK);
+        }
+    }
+}

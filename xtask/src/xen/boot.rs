@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! One boot: QEMU, Xen, dom0, a job in it, and what the serial line says.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::cpio::Archive;
+use super::parts::Parts;
+use crate::run::root;
+
+/// What dom0 does: `$1` of `/init` is not used, so the job is a file of its own.
+const INIT: &str = "#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+insmod /lib/xen-privcmd.ko; insmod /lib/xen-evtchn.ko
+H=/sys/hypervisor
+echo \"RIG: Xen $(cat $H/version/major).$(cat $H/version/minor)$(cat $H/version/extra)\"
+sh /job; echo \"RIG: end $?\"
+poweroff -f
+";
+
+/// Without `sched_ratelimit_us=0` about 1000 requests a second are the most; a deep idle state is slow to leave.
+const XEN_OPTIONS: &str = "console=com1 com1=115200,8n1 loglvl=info guest_loglvl=all dom0_mem=512M,max:512M \
+    dom0_max_vcpus=1 sched_ratelimit_us=0 cpuidle=0 spec-ctrl=no-xen";
+const DOM0_OPTIONS: &str = "console=hvc0 quiet panic=1";
+/// QEMU's own CPU model hangs Xen; `monitor` makes it panic when idle, the other two break a PV dom0 in QEMU 7.2.
+const CPU: &str = "EPYC,-monitor,-smap,-smep";
+
+/// How a boot ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The job ended with this exit status.
+    Done(i32),
+    /// Xen panicked, with the line that says so.
+    XenPanic(String),
+    /// Nothing was said for too long.
+    Silence,
+    /// The machine stopped before the job ended.
+    Stopped,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Done(status) => write!(f, "the job ended with {status}"),
+            End::XenPanic(line) => write!(f, "Xen panicked: {line}"),
+            End::Silence => write!(f, "nothing was said for too long"),
+            End::Stopped => write!(f, "the machine stopped before the job ended"),
+        }
+    }
+}
+
+/// What a boot said.
+#[derive(Debug)]
+pub(crate) struct Log {
+    pub(crate) end: End,
+    /// The hypervisor's version, as it tells it.
+    pub(crate) version: String,
+    pub(crate) lines: Vec<String>,
+    /// Where all of it is kept.
+    pub(crate) path: PathBuf,
+}
+
+/// A boot that is being put together.
+#[derive(Debug)]
+pub(crate) struct Boot<'a> {
+    parts: &'a Parts,
+    smp: u8,
+    programs: Vec<(String, PathBuf)>,
+    job: String,
+}
+
+impl<'a> Boot<'a> {
+    pub(crate) fn new(parts: &'a Parts, smp: u8) -> Self {
+        Boot {
+            parts,
+            smp,
+            programs: Vec::new(),
+            job: "true".into(),
+        }
+    }
+
+    /// With a program as `/bin/NAME`.
+    pub(crate) fn program(mut self, name: &str, path: &Path) -> Self {
+        self.programs.push((name.into(), path.into()));
+        self
+    }
+
+    /// What dom0 runs: a shell script.
+    pub(crate) fn job(mut self, script: &str) -> Self {
+        self.job = script.into();
+        self
+    }
+
+    fn initramfs(&self) -> Result<PathBuf> {
+        let mut archive = Archive::default();
+        for folder in ["bin", "dev", "lib", "proc", "sys", "tmp"] {
+            archive.folder(folder);
+        }
+        let mut add = |name: &str, path: &Path| -> Result<()> {
+            let contents = fs::read(path).with_context(|| format!("{}", path.display()))?;
+            archive.file(name, &contents);
+            Ok(())
+        };
+        add("bin/busybox", &self.parts.root.join("bin/busybox"))?;
+        for module in ["xen-privcmd.ko", "xen-evtchn.ko"] {
+            add(&format!("lib/{module}"), &self.parts.modules.join(module))?;
+        }
+        for (name, path) in &self.programs {
+            add(&format!("bin/{name}"), path)?;
+        }
+        archive.file("init", INIT.as_bytes());
+        archive.file("job", format!("{}\n", self.job).as_bytes());
+        let path = root().join("target/xen/initramfs.cpio");
+        fs::write(&path, archive.finish())?;
+        Ok(path)
+    }
+
+    fn qemu(&self) -> Result<Command> {
+        let root = &self.parts.root;
+        let initramfs = self.initramfs()?;
+        let modules = format!(
+            "{} {DOM0_OPTIONS},{}",
+            self.parts.kernel.display(),
+            initramfs.display()
+        );
+        let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
+            .map(|folder| root.join(folder).display().to_string())
+            .join(":");
+        let mut command = Command::new(root.join("usr/bin/qemu-system-x86_64"));
+        command.env("LD_LIBRARY_PATH", libraries);
+        for folder in ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"] {
+            command.arg("-L").arg(root.join(folder));
+        }
+        command
+            .args(["-M", "pc", "-accel", "tcg,thread=multi", "-cpu", CPU])
+            .args(["-smp", &self.smp.to_string(), "-m", "1536"])
+            .args(["-nodefaults", "-no-user-config", "-nic", "none"])
+            .args(["-display", "none", "-no-reboot"])
+            .arg("-kernel")
+            .arg(&self.parts.xen)
+            .args(["-append", XEN_OPTIONS, "-initrd", &modules]);
+        Ok(command)
+    }
+
+    /// Boots, runs the job, and listens until the machine stops, or says nothing for `patience`.
+    pub(crate) fn run(&self, patience: Duration) -> Result<Log> {
+        let mut command = self.qemu()?;
+        command.args(["-monitor", "none", "-serial", "stdio"]);
+        let path = root().join("target/xen/last.log");
+        let mut file = File::create(&path)?;
+        // QEMU tells of the processor's features that it does not emulate.
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(file.try_clone()?);
+        let mut child = command.spawn().context("QEMU could not be started")?;
+        let out = child.stdout.take().context("no output of QEMU")?;
+        let (send, lines) = channel();
+        let reader = thread::spawn(move || {
+            for line in BufReader::new(out).split(b'\n') {
+                let Ok(line) = line else { break };
+                let line = String::from_utf8_lossy(&line).replace('\r', "");
+                if send.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut log = Log {
+            end: End::Stopped,
+            version: "Xen did not say its version".into(),
+            lines: Vec::new(),
+            path,
+        };
+        loop {
+            match lines.recv_timeout(patience) {
+                Ok(line) => {
+                    writeln!(file, "{line}")?;
+                    log.hear(&line);
+                    if matches!(log.end, End::XenPanic(_)) {
+                        // It would print its registers, and wait for ever.
+                        break;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    log.end = End::Silence;
+                    break;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        let _stopped_already = child.kill();
+        child.wait()?;
+        drop(lines);
+        let _ended = reader.join();
+        Ok(log)
+    }
+
+    /// Boots with this terminal as dom0's.
+    pub(crate) fn interactive(&self) -> Result<()> {
+        let status = self.qemu()?.args(["-serial", "mon:stdio"]).status()?;
+        if !status.success() {
+            bail!("QEMU ended with {status}");
+        }
+        Ok(())
+    }
+}
+
+impl Log {
+    fn hear(&mut self, line: &str) {
+        if let Some(version) = line.strip_prefix("RIG: Xen ") {
+            self.version = format!("Xen {version}");
+        } else if let Some(status) = line.strip_prefix("RIG: end ") {
+            self.end = End::Done(status.trim().parse().unwrap_or(-1));
+        } else if line.contains("Panic on CPU") || line.contains("Xen BUG at") {
+            self.end = End::XenPanic(line.trim().into());
+        }
+        self.lines.push(line.into());
+    }
+}

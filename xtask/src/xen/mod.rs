@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! `cargo xtask xen`: a real Xen in QEMU, in ten seconds, for the suite and for people. Nothing is installed on this machine: all
+//! that is needed is unpacked under `target/xen`.
+
+mod apt;
+mod boot;
+mod cpio;
+mod parts;
+mod program;
+mod release;
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::{Args as ClapArgs, Subcommand};
+
+use boot::{Boot, End};
+use parts::Parts;
+use release::Release;
+
+#[derive(ClapArgs)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boots and checks that test domains can be made and execute instructions.
+    Smoke(Common),
+    /// Boots to a shell in dom0, with the rig's programs in /bin.
+    Shell(Common),
+}
+
+#[derive(ClapArgs)]
+struct Common {
+    /// The version of Xen.
+    #[arg(long = "xen", value_enum, default_value = "4.17")]
+    release: Release,
+    /// Virtual processors of the machine.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    smp: u8,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    match &args.command {
+        Command::Smoke(common) => smoke(common),
+        Command::Shell(common) => shell(common),
+    }
+}
+
+fn smoke(common: &Common) -> Result<()> {
+    let parts = Parts::ready(common.release)?;
+    let program = program::example("xen-rig", "smoke")?;
+    let boot = Boot::new(&parts, common.smp)
+        .program("smoke", &program)
+        .job("/bin/smoke");
+    let log = boot.run(Duration::from_secs(60))?;
+    println!("{} ({})", log.version, parts.package);
+    match log.end {
+        End::Done(0) => Ok(()),
+        end => bail!("{end}; the log: {}", log.path.display()),
+    }
+}
+
+fn shell(common: &Common) -> Result<()> {
+    let parts = Parts::ready(common.release)?;
+    let program = program::example("xen-rig", "smoke")?;
+    Boot::new(&parts, common.smp)
+        .program("smoke", &program)
+        .job("echo; echo 'dom0 of a real Xen; ^A x ends it'; exec setsid cttyhack sh")
+        .interactive()
+}
