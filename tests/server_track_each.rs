@@ -193,6 +193,12 @@ fn pages_on_their_way_out_are_taken_back_without_a_hypercall() {
     assert_eq!(rig.calls(), before + 1, "for the two that were not marked");
     rig.claim.settle(Duration::from_secs(5)).unwrap();
     assert_eq!(rig.claim.marked_pages(), 6);
+    rig.tracker.untrack(pages(0x18, 2)).unwrap();
+    rig.claim.settle(Duration::from_secs(5)).unwrap();
+    assert_eq!(
+        (rig.claim.marked_pages(), rig.claim.marked_pages_peak()),
+        (4, 6)
+    );
     let running = rig.server.start().unwrap();
     let guest = rig
         .domain

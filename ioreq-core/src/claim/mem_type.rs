@@ -113,6 +113,12 @@ impl<H: Hypervisor> MemTypeClaim<H> {
     pub fn marked_pages(&self) -> u64 {
         self.core().pages.len()
     }
+
+    /// The most pages that were marked at a time.
+    #[must_use]
+    pub fn marked_pages_peak(&self) -> u64 {
+        self.core().pages.peak()
+    }
 }
 
 impl<H: Hypervisor> Drop for MemTypeClaim<H> {

@@ -49,6 +49,8 @@ pub struct PageMap<R: Send + Sync + 'static> {
     last: Gfn,
     /// Pages with a route; changed under the lock.
     len: AtomicU64,
+    /// The most there were.
+    peak: AtomicU64,
     tally: Mutex<Tally>,
 }
 
@@ -95,6 +97,7 @@ impl<R: Send + Sync + 'static> PageMap<R> {
             grace,
             last,
             len: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
             tally: Mutex::new(Tally::new(count)),
         })
     }
@@ -204,8 +207,11 @@ impl<R: Send + Sync + 'static> PageMap<R> {
             tally.add(part);
         }
         // Relaxed: under the lock; readers of `len` want a number, not an order.
-        let len = self.len.load(Ordering::Relaxed);
-        self.len.store(len + pages.pages(), Ordering::Relaxed);
+        let len = self.len.load(Ordering::Relaxed) + pages.pages();
+        self.len.store(len, Ordering::Relaxed);
+        if len > self.peak.load(Ordering::Relaxed) {
+            self.peak.store(len, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -373,6 +379,13 @@ impl<R: Send + Sync + 'static> PageMap<R> {
     pub fn len(&self) -> u64 {
         // Relaxed: a number, not an order.
         self.len.load(Ordering::Relaxed)
+    }
+
+    /// The most pages that were tracked at a time.
+    #[must_use]
+    pub fn peak(&self) -> u64 {
+        // Relaxed: a number, not an order.
+        self.peak.load(Ordering::Relaxed)
     }
 
     /// Whether no page is tracked.
