@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 
 use ioreq::sim::{Cpu, CpuFault};
 
+use crate::common::{COMMON_AT, Common};
 use crate::frames::Arena;
+use crate::roots::{Root, Shape};
 
-const PRESENT: u64 = 1;
+pub(crate) const PRESENT: u64 = 1;
 const WRITABLE: u64 = 2;
 const LARGE: u64 = 0x80;
 const WIDE: u64 = 0x800;
@@ -26,6 +28,8 @@ pub(crate) enum Kind {
     Huge,
     /// A window: a whole page table of 4 KiB entries, led elsewhere before every submission of its context.
     Window,
+    /// Pages that all contexts of a driver read, mapped by one page table that they share.
+    Common,
 }
 
 /// Memory that the GPU can reach.
@@ -38,89 +42,6 @@ pub(crate) struct Buffer {
     pub(crate) frames: Vec<u64>,
     /// What the guest believes to be in it.
     pub(crate) bytes: Vec<u8>,
-}
-
-/// What a context is like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Shape {
-    /// 32-bit (L3) rather than 48-bit (L4).
-    pub(crate) narrow: bool,
-    /// It has a window.
-    pub(crate) streams: bool,
-}
-
-impl Shape {
-    /// Every second one is narrow; one in four streams, of either kind.
-    pub(crate) fn of(number: u64) -> Self {
-        Shape {
-            narrow: number % 2 == 1,
-            streams: matches!(number % 8, 2 | 5),
-        }
-    }
-}
-
-/// The tables that a context starts from, as frames.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Root {
-    /// A PML4: 48-bit addresses.
-    L4(u64),
-    /// A page directory for each GiB of 32-bit addresses, 0 where there is none. The first is always there.
-    L3([u64; 4]),
-}
-
-impl Root {
-    fn new(narrow: bool, pen: &mut Pen<'_>, arena: &mut Arena) -> Result<Self, CpuFault> {
-        let mut table = |pen: &mut Pen<'_>| {
-            let frame = arena.table();
-            pen.clear(frame).map(|()| frame)
-        };
-        if !narrow {
-            return table(pen).map(Root::L4);
-        }
-        let mut directories = [table(pen)?, 0, 0, 0];
-        for directory in &mut directories[1..] {
-            if pen.random.u8(..4) > 0 {
-                *directory = table(pen)?;
-            }
-        }
-        Ok(Root::L3(directories))
-    }
-
-    /// What goes into PVINFO's pdp registers: guest-physical addresses, 0 for none.
-    pub(crate) fn pointers(self) -> [u64; 4] {
-        match self {
-            Root::L4(pml4) => [pml4 << 12, 0, 0, 0],
-            Root::L3(directories) => directories.map(|frame| frame << 12),
-        }
-    }
-
-    /// The frame of its table of `level` for `addr`; None for levels below.
-    fn table(self, addr: u64, level: u32) -> Option<u64> {
-        match self {
-            Root::L4(pml4) => (level == 4).then_some(pml4),
-            Root::L3(directories) => (level == 2).then(|| directories[(addr >> 30) as usize % 4]),
-        }
-    }
-
-    /// GiB of addresses where buffers go.
-    fn gibs(self) -> Vec<u64> {
-        match self {
-            Root::L4(_) => (0..400).collect(),
-            Root::L3(directories) => (0..4)
-                .zip(directories)
-                .filter(|(_, frame)| *frame != 0)
-                .map(|(gib, _)| gib)
-                .collect(),
-        }
-    }
-
-    fn frames(self) -> impl Iterator<Item = u64> {
-        let frames = match self {
-            Root::L4(pml4) => [pml4, 0, 0, 0],
-            Root::L3(directories) => directories,
-        };
-        frames.into_iter().filter(|frame| *frame != 0)
-    }
 }
 
 /// A context: its root and what hangs below it.
@@ -144,7 +65,7 @@ pub(crate) struct Pen<'a> {
 }
 
 impl Pen<'_> {
-    fn entry(&mut self, table: u64, index: u64, entry: u64) -> Result<(), CpuFault> {
+    pub(crate) fn entry(&mut self, table: u64, index: u64, entry: u64) -> Result<(), CpuFault> {
         let at = (table << 12) + index * 8;
         if self.random.u8(..100) >= 3 {
             return self.cpu.store64(at, entry);
@@ -161,7 +82,7 @@ impl Pen<'_> {
     }
 
     /// Clears a page that is to be a table.
-    fn clear(&mut self, frame: u64) -> Result<(), CpuFault> {
+    pub(crate) fn clear(&mut self, frame: u64) -> Result<(), CpuFault> {
         (0..512).try_for_each(|index| self.cpu.store64((frame << 12) + index * 8, 0))
     }
 }
@@ -198,16 +119,19 @@ impl Context {
         })
     }
 
-    /// A place for a buffer, spread over directories.
+    /// A place for a buffer, spread over directories, where none is now.
     pub(crate) fn place(&mut self, kind: Kind) -> u64 {
-        self.next += 1;
-        match kind {
-            Kind::Huge => 1 << 39,
+        if kind == Kind::Huge {
+            return 1 << 39;
+        }
+        let gibs = self.root.gibs();
+        loop {
+            self.next += 1;
             // Every fourth one starts a new GiB, so that directories come and go as well.
-            _ => {
-                let gibs = self.root.gibs();
-                let gib = gibs[(self.next / 4) as usize % gibs.len()];
-                gib << 30 | (self.next % 400) << 21
+            let gib = gibs[(self.next / 4) as usize % gibs.len()];
+            let at = gib << 30 | (self.next % 400) << 21;
+            if self.buffers.iter().all(|buffer| buffer.at != at) {
+                return at;
             }
         }
     }
@@ -281,7 +205,7 @@ impl Context {
     fn entries(buffer: &Buffer) -> Vec<(u64, u32, u64)> {
         let flags = PRESENT | WRITABLE;
         match buffer.kind {
-            Kind::Small | Kind::Window => (buffer.at..)
+            Kind::Small | Kind::Window | Kind::Common => (buffer.at..)
                 .step_by(4096)
                 .zip(&buffer.frames)
                 .map(|(addr, frame)| (addr, 1, frame << 12 | flags))
@@ -294,6 +218,19 @@ impl Context {
             Kind::Large => vec![(buffer.at, 2, buffer.frames[0] << 12 | flags | LARGE)],
             Kind::Huge => vec![(buffer.at, 3, buffer.frames[0] << 12 | flags | LARGE)],
         }
+    }
+
+    /// Links the page table that the driver's contexts share.
+    pub(crate) fn link_common(
+        &mut self,
+        pen: &mut Pen<'_>,
+        arena: &mut Arena,
+        common: &Common,
+    ) -> Result<(), CpuFault> {
+        let entry = common.table << 12 | PRESENT | WRITABLE;
+        self.set(pen, arena, COMMON_AT, 2, entry, false)?;
+        self.buffers.push(common.buffer.clone());
+        Ok(())
     }
 
     /// Maps a buffer at its address.

@@ -4,16 +4,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ioreq::backends::vgpu::{Status, regs};
 use ioreq::sim::{Cpu, CpuFault};
 use ioreq::{GuestRam, VcpuId, Width};
 use vm_memory::GuestAddress;
 
 use crate::checker::SharedTally;
-use crate::context::{Buffer, Context, Kind, Pen, Root, Shape};
+use crate::common::Common;
+use crate::context::{Buffer, Context, Kind, Pen};
 use crate::frames::Arena;
+use crate::roots::{Root, Shape};
 
 /// Guest-physical address of the PVINFO page: offset 0x78000 of a BAR at 0xe000_0000.
 pub(crate) const PVINFO: u64 = 0xe007_8000;
@@ -66,21 +67,25 @@ pub(crate) struct Done {
     pub(crate) moved: u64,
     /// Entries of windows that were led elsewhere.
     pub(crate) window_writes: u64,
-    /// How long their writes took the vCPU.
+    /// Times a page table that contexts share was written.
+    pub(crate) common_turns: u64,
+    /// How long the windows' writes took the vCPU.
     pub(crate) window_time: Duration,
 }
 
-struct Driver<'a> {
-    cpu: &'a mut Cpu,
-    task: Task,
-    random: fastrand::Rng,
-    contexts: Vec<Context>,
-    done: Done,
-    fence: u64,
+pub(crate) struct Driver<'a> {
+    pub(crate) cpu: &'a mut Cpu,
+    pub(crate) task: Task,
+    pub(crate) random: fastrand::Rng,
+    pub(crate) contexts: Vec<Context>,
+    pub(crate) done: Done,
+    pub(crate) fence: u64,
     /// Slices of the aperture that no context has.
     slices: Vec<u64>,
     /// A page that fences are written to.
-    fence_frame: u64,
+    pub(crate) fence_frame: u64,
+    /// What the contexts share; there from the first one on.
+    pub(crate) common: Option<Common>,
 }
 
 /// Runs the driver to its end.
@@ -96,10 +101,12 @@ pub(crate) fn run(cpu: &mut Cpu, mut task: Task) -> Result<Done, CpuFault> {
         fence: 0,
         slices: (0..SLICES).collect(),
         fence_frame,
+        common: None,
     };
     if driver.cpu.load64(PVINFO)? != MAGIC {
         driver.task.tally.wrong("PVINFO has no magic");
     }
+    driver.common = Some(driver.make_common()?);
     for number in 0..driver.task.contexts {
         // Drivers start at different shapes, so that even few contexts are not all alike.
         driver.create(Shape::of(
@@ -113,6 +120,10 @@ pub(crate) fn run(cpu: &mut Cpu, mut task: Task) -> Result<Done, CpuFault> {
     }
     while !driver.contexts.is_empty() {
         driver.destroy(0)?;
+    }
+    if let Some(common) = driver.common.take() {
+        driver.task.arena.free_table(common.table);
+        driver.free(common.buffer);
     }
     driver.done.tables_freed = driver.task.arena.tables_freed;
     driver.done.tables_reused = driver.task.arena.tables_reused;
@@ -167,6 +178,13 @@ impl Driver<'_> {
         if shape.streams {
             self.map_new(last, Kind::Window)?;
         }
+        let mut pen = Pen {
+            cpu: self.cpu,
+            random: &mut self.random,
+        };
+        if let Some(common) = &self.common {
+            self.contexts[last].link_common(&mut pen, &mut self.task.arena, common)?;
+        }
         Ok(())
     }
 
@@ -180,7 +198,8 @@ impl Driver<'_> {
         self.task.alive.0.fetch_sub(1, Ordering::Relaxed);
         self.slices.push(context.slice);
         let shape = context.shape;
-        for buffer in context.release(&mut self.task.arena) {
+        let buffers = context.release(&mut self.task.arena).into_iter();
+        for buffer in buffers.filter(|buffer| buffer.kind != Kind::Common) {
             self.free(buffer);
         }
         Ok(shape)
@@ -188,7 +207,7 @@ impl Driver<'_> {
 
     fn free(&mut self, buffer: Buffer) {
         match buffer.kind {
-            Kind::Small | Kind::Window => buffer
+            Kind::Small | Kind::Window | Kind::Common => buffer
                 .frames
                 .into_iter()
                 .for_each(|frame| self.task.arena.free_data(frame)),
@@ -206,6 +225,7 @@ impl Driver<'_> {
                 .map(|_| self.task.arena.data())
                 .collect(),
             Kind::Window => (0..512).map(|_| self.task.arena.data()).collect(),
+            Kind::Common => unreachable!("made once, and linked"),
             Kind::Medium | Kind::Large => {
                 let Some(first) = self.task.arena.big() else {
                     return Ok(());
@@ -251,7 +271,7 @@ impl Driver<'_> {
     }
 
     /// Puts something into every page, by the vCPU's own stores, and reads what is there then.
-    fn scribble(&mut self, frames: &[u64]) -> Result<Vec<u8>, CpuFault> {
+    pub(crate) fn scribble(&mut self, frames: &[u64]) -> Result<Vec<u8>, CpuFault> {
         let mut bytes = vec![0; frames.len() * 4096];
         for (frame, page) in frames.iter().zip(bytes.chunks_exact_mut(4096)) {
             for _ in 0..4 {
@@ -276,7 +296,11 @@ impl Driver<'_> {
             let shape = self.destroy(at)?;
             return self.create(shape);
         }
-        let stays = |buffer: &Buffer| matches!(buffer.kind, Kind::Huge | Kind::Window);
+        if number % 32 == 13 {
+            self.turn_common()?;
+        }
+        let stays =
+            |buffer: &Buffer| matches!(buffer.kind, Kind::Huge | Kind::Window | Kind::Common);
         let movable: Vec<usize> = (0..self.contexts[at].buffers.len())
             .filter(|buffer| !stays(&self.contexts[at].buffers[*buffer]))
             .collect();
@@ -332,87 +356,6 @@ impl Driver<'_> {
         context.map(&mut pen, &mut self.task.arena, &buffer)?;
         context.buffers.push(buffer);
         self.done.moved += 1;
-        Ok(())
-    }
-
-    /// Leads the context's window elsewhere, if it has one.
-    fn slide(&mut self, at: usize) -> Result<(), CpuFault> {
-        if !self.contexts[at].shape.streams {
-            return Ok(());
-        }
-        let by = self.random.usize(1..512);
-        let mut pen = Pen {
-            cpu: self.cpu,
-            random: &mut self.random,
-        };
-        let started = Instant::now();
-        self.done.window_writes += self.contexts[at].slide(&mut pen, by)?;
-        self.done.window_time += started.elapsed();
-        Ok(())
-    }
-
-    /// Submits a copy or a fill, and checks every byte of the target.
-    fn submit(&mut self) -> Result<(), CpuFault> {
-        let at = self.random.usize(..self.contexts.len());
-        self.slide(at)?;
-        let count = self.contexts[at].buffers.len();
-        let (source, target) = (self.random.usize(..count), self.random.usize(..count));
-        let fill = source == target || self.random.u8(..8) == 0;
-        let context = &self.contexts[at];
-        let (from, to) = (&context.buffers[source], &context.buffers[target]);
-        let longest = if fill {
-            to.bytes.len()
-        } else {
-            from.bytes.len().min(to.bytes.len())
-        };
-        let length = self.random.usize(longest / 2..=longest).max(1);
-        let value = self.random.u8(..);
-        let channel = ENGINE + u64::from(self.task.vcpu.0) * regs::CHANNEL;
-        self.fence += 1;
-        let fence_addr = self.fence_frame << 12;
-        let root = match context.root {
-            Root::L4(pml4) => pml4 << 12,
-            Root::L3([first, ..]) => first << 12 | 1,
-        };
-        let (from, to) = (from.at, to.at);
-        self.cpu.store64(channel + regs::ROOT, root)?;
-        self.cpu.store64(channel + regs::SOURCE, from)?;
-        self.cpu.store64(channel + regs::TARGET, to)?;
-        self.cpu
-            .store32(channel + regs::LENGTH, u32::try_from(length).unwrap_or(0))?;
-        self.cpu.store32(channel + regs::VALUE, u32::from(value))?;
-        self.cpu.store64(channel + regs::FENCE_ADDR, fence_addr)?;
-        self.cpu.store64(channel + regs::FENCE, self.fence)?;
-        self.cpu.store32(
-            channel + regs::DOORBELL,
-            if fill { regs::FILL } else { regs::COPY },
-        )?;
-        if self.cpu.load32(channel + regs::STATUS)? != Status::Done as u32 {
-            self.task.tally.wrong("a command was not done");
-        }
-        if self.cpu.load64(fence_addr)? != self.fence {
-            self.task.tally.wrong("a fence was not written");
-        }
-        let buffers = &mut self.contexts[at].buffers;
-        let expected = if fill {
-            vec![value; length]
-        } else {
-            buffers[source].bytes[..length].to_vec()
-        };
-        buffers[target].bytes[..length].copy_from_slice(&expected);
-        let buffer = &buffers[target];
-        let mut got = [0; 4096];
-        for (frame, expected) in buffer.frames.iter().zip(buffer.bytes.chunks(4096)) {
-            if self
-                .task
-                .ram
-                .read(GuestAddress(frame << 12), &mut got)
-                .is_err()
-            {
-                self.task.tally.wrong("data outside memory");
-            }
-            self.task.tally.bytes(&got[..expected.len()], expected);
-        }
         Ok(())
     }
 }

@@ -22,10 +22,15 @@ use crate::reserve;
 
 /// How far host addresses are from guest addresses.
 const DISTANCE: u64 = 0x10_0000_0000;
-/// Frames of one driver's arena: 256 MiB.
-const ARENA: u64 = 1 << 16;
+/// Frames of memory below the aperture, for what drivers share.
+const LOW: u64 = 0x1000;
 /// First frame of the reservation: behind the aperture.
 const RESERVED: u64 = APERTURE + (1 << 18);
+/// First frame of the drivers' arenas: behind any reservation, beyond 4 GiB, so that both halves of an entry matter.
+const ARENAS: u64 = 1 << 22;
+/// The least frames of an arena, 256 MiB, and what a context may take: half of it in single pages, half in runs of 2 MiB.
+const ARENA: u64 = 1 << 16;
+const PER_CONTEXT: u64 = 2048;
 
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
@@ -37,9 +42,11 @@ pub(crate) fn run(options: &Options, policy: OutOfSync) -> Result<Report, Failur
     };
     let machine = Machine::builder().version(version).build();
     let mut config = DomainConfig::new(options.vcpus);
-    config = config.memory(GfnRange::sized(0, low_memory(options))?);
+    config = config.memory(GfnRange::sized(0, LOW)?);
     let high = (1 << 18) + reserve::frames(options.pages);
     config = config.memory(GfnRange::sized(APERTURE, high)?);
+    let arenas = u64::from(options.vcpus) * arena_frames(options);
+    config = config.memory(GfnRange::sized(ARENAS, arenas)?);
     let domain = machine.create_domain(config)?;
 
     let server = IoreqServer::builder(domain.hypervisor())
@@ -73,11 +80,12 @@ pub(crate) fn run(options: &Options, policy: OutOfSync) -> Result<Report, Failur
     } else {
         None
     };
-    let reserved_peak = claim.marked_pages();
+    let tracked_reserved = claim.marked_pages();
 
     let progress = Arc::new(AtomicU64::new(0));
     let alive = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
     let mut vcpus = Vec::new();
+    let arena = arena_frames(options);
     for vcpu in 0..options.vcpus {
         let task = Task {
             vcpu: VcpuId(vcpu),
@@ -87,7 +95,7 @@ pub(crate) fn run(options: &Options, policy: OutOfSync) -> Result<Report, Failur
                 .seed
                 .wrapping_mul(1000)
                 .wrapping_add(u64::from(vcpu)),
-            arena: Arena::new(0x100 + u64::from(vcpu) * ARENA, ARENA),
+            arena: Arena::new(ARENAS + u64::from(vcpu) * arena, arena),
             ram: Arc::clone(&ram),
             tally: Arc::clone(&tally),
             progress: Arc::clone(&progress),
@@ -139,7 +147,9 @@ pub(crate) fn run(options: &Options, policy: OutOfSync) -> Result<Report, Failur
         shadow: shadow.stats(),
         engine: engine.stats(),
         contexts_alive: alive.1.load(Ordering::Relaxed),
-        tracked_peak: reserved_peak.max(shadow.stats().tables_peak),
+        tracked: claim.marked_pages(),
+        tracked_reserved,
+        tracked_peak: claim.marked_pages_peak(),
         interrupts: domain.injected().len() as u64,
         mark_calls: domain.counts().dmop(Op::SetMemType),
         done: sum(&done),
@@ -154,9 +164,9 @@ pub(crate) fn run(options: &Options, policy: OutOfSync) -> Result<Report, Failur
     Ok(report)
 }
 
-/// Frames below the hole.
-fn low_memory(options: &Options) -> u64 {
-    0x100 + u64::from(options.vcpus) * ARENA
+/// Frames of each driver's arena. The first driver has the most contexts.
+fn arena_frames(options: &Options) -> u64 {
+    ARENA.max(u64::from(options.contexts_of(0)) * PER_CONTEXT)
 }
 
 fn engine(
@@ -212,6 +222,7 @@ fn sum(done: &[Done]) -> Done {
         tables_freed: sum.tables_freed + one.tables_freed,
         tables_reused: sum.tables_reused + one.tables_reused,
         moved: sum.moved + one.moved,
+        common_turns: sum.common_turns + one.common_turns,
         window_writes: sum.window_writes + one.window_writes,
         window_time: sum.window_time + one.window_time,
     })

@@ -8,6 +8,7 @@
 //! with the shadow, and the guests check the bytes that come back.
 
 mod checker;
+mod common;
 mod context;
 mod driver;
 mod frames;
@@ -15,6 +16,8 @@ mod machine;
 mod options;
 mod report;
 mod reserve;
+mod roots;
+mod submission;
 
 use std::process::ExitCode;
 

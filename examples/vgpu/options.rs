@@ -11,7 +11,7 @@ pub(crate) struct Options {
     /// vCPUs that drive the GPU.
     #[arg(long, default_value_t = 2, value_parser = value_parser!(u32).range(1..=16))]
     pub(crate) vcpus: u32,
-    /// GPU contexts alive at once, shared out among the vCPUs.
+    /// GPU contexts alive at once, shared out among the vCPUs; each has one at least.
     #[arg(long, default_value_t = 8, value_parser = value_parser!(u32).range(1..=256))]
     pub(crate) contexts: u32,
     /// Commands submitted in all.

@@ -22,6 +22,9 @@ pub(crate) struct Report {
     pub(crate) shadow: ShadowStats,
     pub(crate) engine: EngineStats,
     pub(crate) contexts_alive: u64,
+    /// Pages tracked at the end, once the reservation was made, and at most.
+    pub(crate) tracked: u64,
+    pub(crate) tracked_reserved: u64,
     pub(crate) tracked_peak: u64,
     pub(crate) interrupts: u64,
     /// Hypercalls that marked or unmarked pages.
@@ -73,8 +76,8 @@ impl Report {
             shadow.tables, shadow.tables_peak, shadow.tables_freed, done.tables_reused
         );
         println!(
-            "tracked      {} pages at the peak; {} set_mem_type calls",
-            self.tracked_peak, self.mark_calls
+            "tracked      {} pages now, {} at the peak, {} reserved; {} set_mem_type calls",
+            self.tracked, self.tracked_peak, self.tracked_reserved, self.mark_calls
         );
         println!(
             "out of sync  {} tables, read {} times; tracked again {} times, {} in vain; {} traps avoided",
@@ -91,8 +94,12 @@ impl Report {
             self.window_ns()
         );
         println!(
-            "contexts     {} alive at once; {} of 48 bits and {} of 32 bits created, {} of them streaming",
-            self.contexts_alive, done.wide_created, done.narrow_created, done.streams_created
+            "contexts     {} alive at once; {} of 48 bits and {} of 32 bits created, {} of them streaming; shared tables written {} times",
+            self.contexts_alive,
+            done.wide_created,
+            done.narrow_created,
+            done.streams_created,
+            done.common_turns
         );
         println!(
             "submissions  {} ({} of 32-bit contexts, {} finished by the engine's thread), {:.0}/s, {} interrupts",
