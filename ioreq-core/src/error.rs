@@ -66,6 +66,8 @@ pub enum Op {
     GetMemType,
     /// `XENMEM_maximum_gpfn`
     MaximumGpfn,
+    /// Opening a device of the hypervisor
+    Open,
     /// Giving up the right to reach other domains
     Restrict,
     /// Opening, binding, waiting on, unmasking or notifying event channels
@@ -117,6 +119,7 @@ impl fmt::Display for Op {
             Op::PinCacheAttr => "pin_memory_cacheattr",
             Op::GetMemType => "get_mem_type",
             Op::MaximumGpfn => "maximum_gpfn",
+            Op::Open => "open",
             Op::Restrict => "restrict",
             Op::EventChannel => "event channel",
             Op::MapGuestMemory => "map guest memory",
@@ -456,6 +459,8 @@ fn kind_of(op: Op, errno: i32) -> ErrorKind {
         (Op::CreateServer, libc::ENOSPC) => ErrorKind::TooManyServers,
         (Op::EventChannel, libc::EFBIG) => ErrorKind::EventOverflow,
         (Op::EventChannel, libc::ENOTCONN) => ErrorKind::InvalidArgument,
+        (Op::Open, libc::ENOENT | libc::ENODEV | libc::ENXIO) => ErrorKind::NotSupported,
+        (Op::MapGuestMemory, libc::EINVAL | libc::ENOENT) => ErrorKind::BadAddress,
         (_, libc::EBUSY) => ErrorKind::Busy,
         (_, libc::ENOENT) => ErrorKind::NoSuchServer,
         (_, libc::EPERM | libc::EACCES) => ErrorKind::NotPermitted,

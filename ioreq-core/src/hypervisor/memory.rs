@@ -29,8 +29,18 @@ pub trait GuestMap: Send + Sync + 'static {
     /// [`MappedRegion`](crate::memory::MappedRegion)s.
     type Memory: GuestMemory + Send + Sync + 'static;
 
-    /// The domain's memory. The same value for every call until [`invalidate`](Self::invalidate).
+    /// The domain's memory. The same value for every call until [`memory_generation`](Self::memory_generation) changes.
+    ///
+    /// Mappings live as long as the value: whoever waits for long lets go of it first, or a domain that is gone stays behind
+    /// as a zombie.
     fn memory(&self) -> Arc<Self::Memory>;
+
+    /// A number that changes when [`memory`](Self::memory) gives another value: after [`invalidate`](Self::invalidate), when a
+    /// bounded cache of mappings is turned over, when the domain is gone. Asked at every look at the slots, so no more
+    /// than a load. Constant where mappings are made once.
+    fn memory_generation(&self) -> u64 {
+        0
+    }
 
     /// The guest changed its memory layout (an INVALIDATE request): drop cached mappings. Called *before* the request is
     /// answered. Nothing to do where mappings are made once.

@@ -52,6 +52,7 @@ pub struct ServerInfo {
 /// ```
 /// use ioreq_core::ShutdownReason;
 /// assert_eq!(ShutdownReason::from_raw(3), ShutdownReason::Crash);
+/// assert_eq!(ShutdownReason::Suspend.raw(), 2);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ShutdownReason {
@@ -83,6 +84,20 @@ impl ShutdownReason {
             4 => ShutdownReason::Watchdog,
             5 => ShutdownReason::SoftReset,
             other => ShutdownReason::Other(other),
+        }
+    }
+
+    /// Xen's number.
+    #[must_use]
+    pub const fn raw(self) -> u8 {
+        match self {
+            ShutdownReason::PowerOff => 0,
+            ShutdownReason::Reboot => 1,
+            ShutdownReason::Suspend => 2,
+            ShutdownReason::Crash => 3,
+            ShutdownReason::Watchdog => 4,
+            ShutdownReason::SoftReset => 5,
+            ShutdownReason::Other(other) => other,
         }
     }
 }

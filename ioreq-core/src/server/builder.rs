@@ -170,6 +170,8 @@ impl<H: Hypervisor> Builder<H> {
 
         let grace = Grace::new();
         let workers = self.workers.count(vcpus as usize);
+        // Before any memory is fetched: if it changes in between, it is fetched again.
+        let memory_epoch = hv.memory_generation();
         let counters = Arc::new(PerWorker::new(workers + 1));
         let mut groups = Vec::with_capacity(workers);
         let mut wakers = Vec::with_capacity(workers);
@@ -194,7 +196,7 @@ impl<H: Hypervisor> Builder<H> {
             }
             groups.push(Group::new(
                 parts,
-                hv.memory(),
+                (hv.memory(), memory_epoch),
                 grace.reader(),
                 &counters,
                 self,

@@ -72,10 +72,16 @@ impl<H: Hypervisor> Core<H> {
         None
     }
 
-    /// What is done every [`TICK`]: the domain's end is told.
+    /// What is done every [`TICK`]: the domain's end is told, and workers that sleep let go of memory that has been replaced.
     pub(super) fn tick(&self) -> Option<Exit> {
         self.ledger().unmarker.retry_stubborn();
-        match self.hv.domain_state() {
+        let state = self.hv.domain_state();
+        let epoch = self.memory_epoch();
+        // Relaxed: a waker written twice does no harm.
+        if self.memory_told.swap(epoch, Ordering::Relaxed) != epoch {
+            self.wake_all();
+        }
+        match state {
             Ok(DomainState::Running) => None,
             Ok(DomainState::Shutdown(reason)) => Some(Exit::Shutdown(reason)),
             Ok(DomainState::Gone) => Some(Exit::DomainGone),

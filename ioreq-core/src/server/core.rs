@@ -61,8 +61,10 @@ pub(crate) struct Core<H: Hypervisor> {
     pub(super) groups: Box<[Mutex<Group<H>>]>,
     pub(super) wakers: Box<[Arc<Waker>]>,
     pub(super) control: ControlSignal,
-    /// Counts INVALIDATE requests; workers whose number is older fetch the guest's memory anew.
-    pub(super) memory_epoch: AtomicU64,
+    /// Counts INVALIDATE requests.
+    invalidations: AtomicU64,
+    /// The memory epoch of which sleeping workers have been told.
+    pub(super) memory_told: AtomicU64,
     pub(super) log_limit: LogLimit,
     pub(super) clock: Mutex<Option<ClockListener>>,
     ledger: Mutex<Ledger>,
@@ -101,7 +103,8 @@ impl<H: Hypervisor> Core<H> {
             groups: groups.into_iter().map(Mutex::new).collect(),
             wakers: wakers.into(),
             control: ControlSignal::default(),
-            memory_epoch: AtomicU64::new(0),
+            invalidations: AtomicU64::new(0),
+            memory_told: AtomicU64::new(0),
             log_limit: LogLimit::new(),
             clock: Mutex::new(None),
             ledger: Mutex::new(Ledger::default()),
@@ -268,10 +271,11 @@ impl<H: Hypervisor> Core<H> {
         self.grace.collect();
     }
 
-    /// The vCPU's next request fetches the guest's memory anew.
-    pub(super) fn memory_changed(&self) {
-        // Release: pairs with the Acquire load at the start of a pass; the mappings were dropped before.
-        self.memory_epoch.fetch_add(1, Ordering::Release);
+    /// Changes when the guest's memory has to be fetched anew: workers whose number is another one do so.
+    pub(super) fn memory_epoch(&self) -> u64 {
+        // Acquire: pairs with the Release in `invalidate`. Both numbers only grow, so their sum tells of either.
+        let invalidations = self.invalidations.load(Ordering::Acquire);
+        invalidations.wrapping_add(self.hv.memory_generation())
     }
 
     /// The guest set its clock.
@@ -294,7 +298,8 @@ impl<H: Hypervisor> Core<H> {
         if let Err(err) = self.hv.invalidate() {
             tracing::error!(%err, "cached mappings of guest memory could not be dropped");
         }
-        self.memory_changed();
+        // Release: pairs with the Acquire in `memory_epoch`; the mappings were dropped before.
+        self.invalidations.fetch_add(1, Ordering::Release);
     }
 
     /// Serves what is in the buffered ring, unless it is empty. Whoever is about to serve a slot does so first: what the vCPU

@@ -120,7 +120,7 @@ pub(crate) struct Group<H: Hypervisor> {
 impl<H: Hypervisor> Group<H> {
     pub(super) fn new(
         parts: GroupParts<H::Events>,
-        memory: Arc<H::Memory>,
+        (memory, memory_epoch): (Arc<H::Memory>, u64),
         reader: Reader,
         counters: &Arc<PerWorker<WorkerCounters>>,
         options: &Builder<H>,
@@ -150,7 +150,8 @@ impl<H: Hypervisor> Group<H> {
             members,
             events: Arc::new(events),
             memory,
-            memory_epoch: 0,
+            // Fetched at the first look, if it has changed since.
+            memory_epoch,
             counters: Arc::clone(counters),
             replies: Arc::new(SegQueue::new()),
             waker: Arc::clone(&waker),
@@ -229,6 +230,13 @@ impl<H: Hypervisor> Group<H> {
 
     /// A worker's life: serve while requests come, poll for a while, sleep.
     pub(super) fn work(&mut self, core: &Core<H>, stop: &Stop) -> Option<Exit> {
+        let exit = self.work_until(core, stop);
+        // The mappings of a domain that is gone would keep it as a zombie for as long as the server is kept.
+        self.service.refresh_memory(core);
+        exit
+    }
+
+    fn work_until(&mut self, core: &Core<H>, stop: &Stop) -> Option<Exit> {
         let mut spin = Spin::new(self.polling);
         loop {
             {

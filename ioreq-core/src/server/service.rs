@@ -21,7 +21,6 @@ use crate::ids::{LocalPort, VcpuId};
 use crate::request::{Io, Kind, Target, decode};
 use crate::slot::{Answered, Taken};
 use crate::stats::{PerWorker, WorkerCounters};
-use crate::sync::atomic::Ordering;
 
 /// Milliseconds between two looks of a sleeping worker with deferred requests at how overdue they are.
 const OVERRUN_TICK: i32 = 100;
@@ -65,14 +64,18 @@ pub(super) struct Service<H: Hypervisor> {
 }
 
 impl<H: Hypervisor> Service<H> {
-    /// One look at the ring, every slot, and the requests that were held back.
-    pub(super) fn pass(&mut self, core: &Core<H>, guard: &mut ReadGuard<'_>) -> usize {
-        // Acquire: pairs with the Release in `Core::memory_changed`.
-        let epoch = core.memory_epoch.load(Ordering::Acquire);
+    /// Lets go of guest memory that is not the current one any more.
+    pub(super) fn refresh_memory(&mut self, core: &Core<H>) {
+        let epoch = core.memory_epoch();
         if epoch != self.memory_epoch {
             self.memory = core.hv.memory();
             self.memory_epoch = epoch;
         }
+    }
+
+    /// One look at the ring, every slot, and the requests that were held back.
+    pub(super) fn pass(&mut self, core: &Core<H>, guard: &mut ReadGuard<'_>) -> usize {
+        self.refresh_memory(core);
         let mut served = 0;
         for at in 0..self.members.len() {
             let Some(member) = self.members.get_mut(at) else {

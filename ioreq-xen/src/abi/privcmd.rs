@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! `/dev/xen/privcmd`: Linux' `include/uapi/xen/privcmd.h`.
+
+use std::ffi::{c_int, c_uint, c_ulong, c_void};
+use std::mem::{offset_of, size_of};
+
+use vmm_sys_util::ioctl::{_IOC_NONE, ioctl_expr};
+
+/// The type letter of privcmd's ioctls.
+const P: c_uint = b'P' as c_uint;
+
+/// `struct privcmd_hypercall`: a hypercall by its number, with five arguments.
+///
+/// ```
+/// use ioreq_xen::abi::PrivcmdHypercall;
+/// assert_eq!(PrivcmdHypercall { op: 12, arg: [14, 0, 0, 0, 0] }.op, 12);
+/// ```
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct PrivcmdHypercall {
+    /// `__HYPERVISOR_*`
+    pub op: u64,
+    /// Arguments; pointers are to memory that is mapped in page tables for sure.
+    pub arg: [u64; 5],
+}
+
+/// `struct privcmd_mmapbatch_v2`: foreign frames into a mapping of this file.
+///
+/// ```
+/// assert_eq!(std::mem::size_of::<ioreq_xen::abi::PrivcmdMmapBatchV2>(), 32);
+/// ```
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct PrivcmdMmapBatchV2 {
+    /// Number of pages.
+    pub num: c_uint,
+    /// The domain whose frames they are.
+    pub dom: u16,
+    /// Where in this process.
+    pub addr: u64,
+    /// `num` frame numbers.
+    pub arr: *const u64,
+    /// `num` error numbers (negative), written by the kernel.
+    pub err: *mut c_int,
+}
+
+/// `struct privcmd_dm_op_buf`: one buffer of a DMOP.
+///
+/// ```
+/// assert_eq!(std::mem::size_of::<ioreq_xen::abi::PrivcmdDmOpBuf>(), 16);
+/// ```
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct PrivcmdDmOpBuf {
+    /// Its first byte.
+    pub uptr: *mut c_void,
+    /// Its length in bytes, at most [`DM_OP_BUF_MAX_SIZE`].
+    pub size: usize,
+}
+
+/// `struct privcmd_dm_op`: a DMOP.
+///
+/// ```
+/// assert_eq!(std::mem::size_of::<ioreq_xen::abi::PrivcmdDmOp>(), 16);
+/// ```
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct PrivcmdDmOp {
+    /// The domain.
+    pub dom: u16,
+    /// Number of buffers, at most [`DM_OP_MAX_NUM`].
+    pub num: u16,
+    /// The buffers; the first is `struct xen_dm_op`.
+    pub ubufs: *const PrivcmdDmOpBuf,
+}
+
+/// `struct privcmd_mmap_resource`: frames of a resource into a mapping of this file.
+///
+/// ```
+/// assert_eq!(std::mem::size_of::<ioreq_xen::abi::PrivcmdMmapResource>(), 32);
+/// ```
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct PrivcmdMmapResource {
+    /// The domain.
+    pub dom: u16,
+    /// `XENMEM_resource_*`
+    pub kind: u32,
+    /// The resource's id, e.g. of an ioreq server.
+    pub id: u32,
+    /// First frame.
+    pub idx: u32,
+    /// Number of frames.
+    pub num: u64,
+    /// Where in this process.
+    pub addr: u64,
+}
+
+/// Most buffers that Linux passes on for a DMOP (`privcmd_dm_op_max_num`, a parameter of its module).
+pub const DM_OP_MAX_NUM: usize = 16;
+/// Longest buffer that Linux passes on for a DMOP (`privcmd_dm_op_buf_max_size`, a parameter of its module).
+pub const DM_OP_BUF_MAX_SIZE: usize = 4096;
+
+/// `IOCTL_PRIVCMD_HYPERCALL`
+pub const IOCTL_PRIVCMD_HYPERCALL: c_ulong =
+    ioctl_expr(_IOC_NONE, P, 0, size::<PrivcmdHypercall>());
+/// `IOCTL_PRIVCMD_MMAPBATCH_V2`
+pub const IOCTL_PRIVCMD_MMAPBATCH_V2: c_ulong =
+    ioctl_expr(_IOC_NONE, P, 4, size::<PrivcmdMmapBatchV2>());
+/// `IOCTL_PRIVCMD_DM_OP`
+pub const IOCTL_PRIVCMD_DM_OP: c_ulong = ioctl_expr(_IOC_NONE, P, 5, size::<PrivcmdDmOp>());
+/// `IOCTL_PRIVCMD_RESTRICT`
+pub const IOCTL_PRIVCMD_RESTRICT: c_ulong = ioctl_expr(_IOC_NONE, P, 6, size::<u16>());
+/// `IOCTL_PRIVCMD_MMAP_RESOURCE`
+pub const IOCTL_PRIVCMD_MMAP_RESOURCE: c_ulong =
+    ioctl_expr(_IOC_NONE, P, 7, size::<PrivcmdMmapResource>());
+
+pub(crate) const fn size<T>() -> c_uint {
+    assert!(size_of::<T>() < 1 << 14, "an ioctl's size has 14 bits");
+    #[allow(clippy::cast_possible_truncation, reason = "checked just above")]
+    let size = size_of::<T>() as c_uint;
+    size
+}
+
+const _: () = {
+    assert!(size_of::<PrivcmdHypercall>() == 48);
+    assert!(size_of::<PrivcmdMmapBatchV2>() == 32);
+    assert!(offset_of!(PrivcmdMmapBatchV2, addr) == 8);
+    assert!(offset_of!(PrivcmdMmapBatchV2, err) == 24);
+    assert!(size_of::<PrivcmdDmOpBuf>() == 16);
+    assert!(size_of::<PrivcmdDmOp>() == 16 && offset_of!(PrivcmdDmOp, ubufs) == 8);
+    assert!(size_of::<PrivcmdMmapResource>() == 32);
+    assert!(offset_of!(PrivcmdMmapResource, num) == 16);
+};

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Event channels over `/dev/xen/evtchn`.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use ioreq_core::{DomId, Error, ErrorKind, EventChannels, EvtchnPort, LocalPort, Op, Result};
+
+use crate::sys::Evtchn;
+
+/// A handle on event channels: one open `/dev/xen/evtchn`, for one worker. Made by
+/// [`XenHypervisor::open_events`](ioreq_core::Transport::open_events). Closing it unbinds its ports.
+///
+/// ```no_run
+/// use std::os::fd::AsRawFd;
+/// use ioreq_core::{BufIoreq, DomId, EventChannels, LocalPort, Transport};
+/// use ioreq_xen::XenHypervisor;
+///
+/// let hv = XenHypervisor::open(DomId(1))?;
+/// let id = hv.create_server(BufIoreq::Atomic)?;
+/// let events = hv.open_events()?;
+/// assert!(events.as_raw_fd() >= 0); // for epoll
+/// let port = events.bind(hv.server_info(id)?.bufioreq_port.unwrap())?;
+/// let mut fired = [LocalPort(0); 4];
+/// assert_eq!(events.pending(&mut fired)?, 1); // binding makes a port pending
+/// events.unmask(&[port])?;
+/// # Ok::<(), ioreq_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct XenEvents {
+    evtchn: Evtchn,
+    domid: DomId,
+    /// What is bound, for [`EventChannels::recover`] and to tell strangers. Not touched by `notify`.
+    ports: RwLock<Vec<LocalPort>>,
+}
+
+impl XenEvents {
+    pub(crate) fn new(evtchn: Evtchn, domid: DomId) -> Self {
+        XenEvents {
+            evtchn,
+            domid,
+            ports: RwLock::default(),
+        }
+    }
+
+    fn error(&self, errno: i32) -> Error {
+        Error::from_errno(Op::EventChannel, errno).domain(self.domid)
+    }
+
+    fn io_error(&self, err: &std::io::Error) -> Error {
+        Error::from_io(Op::EventChannel, err).domain(self.domid)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Vec<LocalPort>> {
+        self.ports.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Vec<LocalPort>> {
+        self.ports.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl EventChannels for XenEvents {
+    fn bind(&self, remote: EvtchnPort) -> Result<LocalPort> {
+        let port = self
+            .evtchn
+            .bind(self.domid, remote)
+            .map_err(|errno| self.error(errno).about(remote.to_string()))?;
+        self.write().push(port);
+        Ok(port)
+    }
+
+    fn unbind(&self, port: LocalPort) -> Result<()> {
+        self.evtchn
+            .unbind(port)
+            .map_err(|errno| self.error(errno).about(port.to_string()))?;
+        self.write().retain(|bound| *bound != port);
+        Ok(())
+    }
+
+    fn pending(&self, ports: &mut [LocalPort]) -> Result<usize> {
+        loop {
+            let count = self.evtchn.read(ports).map_err(|err| self.io_error(&err))?;
+            if count == 0 {
+                return Ok(0);
+            }
+            // A port that was unbound since it fired is nobody's business any more.
+            let bound = self.read();
+            let mut kept = 0;
+            for at in 0..count {
+                if let Some(port) = ports.get(at).copied().filter(|port| bound.contains(port))
+                    && let Some(slot) = ports.get_mut(kept)
+                {
+                    *slot = port;
+                    kept += 1;
+                }
+            }
+            if kept > 0 {
+                return Ok(kept);
+            }
+        }
+    }
+
+    fn unmask(&self, ports: &[LocalPort]) -> Result<()> {
+        {
+            let bound = self.read();
+            if let Some(stranger) = ports.iter().find(|port| !bound.contains(port)) {
+                return Err(Error::new(Op::EventChannel, ErrorKind::InvalidArgument)
+                    .domain(self.domid)
+                    .about(format!("{stranger} is not bound here")));
+            }
+        }
+        self.evtchn.unmask(ports).map_err(|err| self.io_error(&err))
+    }
+
+    fn notify(&self, port: LocalPort) -> Result<()> {
+        self.evtchn
+            .notify(port)
+            .map_err(|errno| self.error(errno).about(port.to_string()))
+    }
+
+    fn recover(&self) -> Result<()> {
+        self.evtchn.reset().map_err(|errno| self.error(errno))?;
+        // The reset forgets which ports were masked, and leaves them so.
+        self.evtchn
+            .unmask(&self.read())
+            .map_err(|err| self.io_error(&err))
+    }
+}
+
+impl AsRawFd for XenEvents {
+    fn as_raw_fd(&self) -> RawFd {
+        self.evtchn.as_raw_fd()
+    }
+}

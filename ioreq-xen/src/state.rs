@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What has become of a domain, by `XEN_DOMCTL_getdomaininfo`.
+
+use ioreq_core::{DomId, DomainState, Error, Op, Result, ShutdownReason};
+
+use crate::abi::{XEN_DOMINF_DYING, XEN_DOMINF_SHUTDOWN, XEN_DOMINF_SHUTDOWN_SHIFT};
+use crate::sys::{DomainInfo, Privcmd};
+
+pub(crate) fn of(privcmd: &Privcmd, domid: DomId) -> Result<DomainState> {
+    match privcmd.domain_info(domid) {
+        Ok(info) => Ok(state(info, domid)),
+        Err(libc::ESRCH) => Ok(DomainState::Gone),
+        Err(errno) => Err(Error::from_errno(Op::DomainState, errno).domain(domid)),
+    }
+}
+
+fn state(info: DomainInfo, domid: DomId) -> DomainState {
+    // Asked for a domain that is not there, Xen tells of the next one.
+    if info.domid != domid || info.flags & XEN_DOMINF_DYING != 0 {
+        return DomainState::Gone;
+    }
+    if info.flags & XEN_DOMINF_SHUTDOWN == 0 {
+        return DomainState::Running;
+    }
+    let [reason, ..] = (info.flags >> XEN_DOMINF_SHUTDOWN_SHIFT).to_le_bytes();
+    DomainState::Shutdown(ShutdownReason::from_raw(reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(flags: u32) -> DomainState {
+        let info = DomainInfo {
+            domid: DomId(3),
+            flags,
+        };
+        state(info, DomId(3))
+    }
+
+    #[test]
+    fn flags_say_what_became_of_it() {
+        assert_eq!(flags(0), DomainState::Running);
+        assert_eq!(flags(1 << 3), DomainState::Running, "paused");
+        let crash = DomainState::Shutdown(ShutdownReason::Crash);
+        assert_eq!(flags(1 << 2 | 3 << 16), crash);
+        assert_eq!(flags(1 << 2 | 3 << 16 | 0xff << 24), crash, "8 bits");
+        assert_eq!(flags(1 << 2 | 1), DomainState::Gone, "dying");
+    }
+
+    #[test]
+    fn the_next_domain_is_not_ours() {
+        let info = DomainInfo {
+            domid: DomId(4),
+            flags: 0,
+        };
+        assert_eq!(state(info, DomId(3)), DomainState::Gone);
+    }
+}

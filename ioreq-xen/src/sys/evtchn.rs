@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! UNSAFETY: ioctls of `/dev/xen/evtchn`.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use ioreq_core::{DomId, EvtchnPort, LocalPort, Result};
+use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
+
+use super::{Errno, retry};
+use crate::abi::*;
+
+/// Most ports that one read or write moves here. The kernel's limit is a page of them.
+const PORTS: usize = 64;
+
+/// An open `/dev/xen/evtchn`, which does not block.
+#[derive(Debug)]
+pub(crate) struct Evtchn {
+    file: File,
+}
+
+impl Evtchn {
+    pub(crate) fn open() -> Result<Self> {
+        super::open::device("/dev/xen/evtchn", "xen-evtchn", libc::O_NONBLOCK)
+            .map(|file| Evtchn { file })
+    }
+
+    /// A handle that somebody else opened; made not to block.
+    pub(crate) fn from_owned_fd(fd: OwnedFd) -> Result<Self, Errno> {
+        let raw = fd.as_raw_fd();
+        // SAFETY: F_GETFL takes no argument, and touches no memory.
+        let flags = retry(|| unsafe { libc::fcntl(raw, libc::F_GETFL) })?;
+        // SAFETY: F_SETFL takes a number, and touches no memory.
+        retry(|| unsafe { libc::fcntl(raw, libc::F_SETFL, flags | libc::O_NONBLOCK) })?;
+        Ok(Evtchn { file: fd.into() })
+    }
+
+    pub(crate) fn bind(&self, domid: DomId, remote: EvtchnPort) -> Result<LocalPort, Errno> {
+        let arg = EvtchnBindInterdomain {
+            remote_domain: domid.0.into(),
+            remote_port: remote.0,
+        };
+        // SAFETY: BIND_INTERDOMAIN reads `arg`.
+        let port = retry(|| unsafe { ioctl_with_ref(self, IOCTL_EVTCHN_BIND_INTERDOMAIN, &arg) })?;
+        Ok(LocalPort(port.cast_unsigned()))
+    }
+
+    pub(crate) fn unbind(&self, port: LocalPort) -> Result<(), Errno> {
+        let arg = EvtchnPortArg { port: port.0 };
+        // SAFETY: UNBIND reads `arg`.
+        retry(|| unsafe { ioctl_with_ref(self, IOCTL_EVTCHN_UNBIND, &arg) }).map(drop)
+    }
+
+    pub(crate) fn notify(&self, port: LocalPort) -> Result<(), Errno> {
+        let arg = EvtchnPortArg { port: port.0 };
+        // SAFETY: NOTIFY reads `arg`.
+        retry(|| unsafe { ioctl_with_ref(self, IOCTL_EVTCHN_NOTIFY, &arg) }).map(drop)
+    }
+
+    /// Empties the ring of ports that fired.
+    pub(crate) fn reset(&self) -> Result<(), Errno> {
+        // SAFETY: RESET takes no argument.
+        retry(|| unsafe { ioctl(self, IOCTL_EVTCHN_RESET) }).map(drop)
+    }
+
+    pub(crate) fn restrict(&self, domid: DomId) -> Result<(), Errno> {
+        let arg = EvtchnRestrictDomid { domid: domid.0 };
+        // SAFETY: RESTRICT_DOMID reads `arg`.
+        retry(|| unsafe { ioctl_with_ref(self, IOCTL_EVTCHN_RESTRICT_DOMID, &arg) }).map(drop)
+    }
+
+    /// Ports that fired, at most as many as `ports` has room for. Never waits.
+    pub(crate) fn read(&self, ports: &mut [LocalPort]) -> io::Result<usize> {
+        let mut bytes = [[0; 4]; PORTS];
+        let room = ports.len().min(bytes.len());
+        let Some(part) = bytes.get_mut(..room).filter(|part| !part.is_empty()) else {
+            return Ok(0);
+        };
+        let read = loop {
+            match (&self.file).read(part.as_flattened_mut()) {
+                Ok(read) => break read / 4,
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => return Ok(0),
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) => return Err(err),
+            }
+        };
+        for (port, bytes) in ports.iter_mut().zip(part.iter().take(read)) {
+            *port = LocalPort(u32::from_ne_bytes(*bytes));
+        }
+        Ok(read.min(room))
+    }
+
+    /// Lets ports fire again. The kernel passes over numbers that are not bound here.
+    pub(crate) fn unmask(&self, ports: &[LocalPort]) -> io::Result<()> {
+        for ports in ports.chunks(PORTS) {
+            let mut bytes = [[0; 4]; PORTS];
+            for (bytes, port) in bytes.iter_mut().zip(ports) {
+                *bytes = port.0.to_ne_bytes();
+            }
+            let part = bytes.get(..ports.len()).unwrap_or_default();
+            (&self.file).write_all(part.as_flattened())?;
+        }
+        Ok(())
+    }
+}
+
+impl AsRawFd for Evtchn {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
