@@ -3,9 +3,12 @@
 //! A test engine: a small GPU **of our own, not Intel's**, that copies and fills memory by GPU addresses.
 //!
 //! It walks the shadow alone, never the guest's tables, and moves bytes by host addresses: if a shadow entry is wrong, the
-//! guest's bytes are wrong. What leads to the scratch page reads as zeroes and is written to no effect. One page of MMIO holds 64 channels of 64 bytes ([`regs`]); a driver uses one per vCPU, so that
-//! vCPUs submit in parallel. A long command is finished by the engine's own thread, while the vCPU that rang the doorbell
-//! waits for its deferred write.
+//! guest's bytes are wrong. What leads to the scratch page reads as zeroes and is written to no effect. One page of MMIO holds
+//! 64 channels of 64 bytes ([`regs`]); a driver uses one per vCPU, so that vCPUs submit in parallel. A long command is
+//! finished by the engine's own thread, while the vCPU that rang the doorbell waits for its deferred write.
+//!
+//! As with a real device, what it writes by host addresses, its fences too, is not seen by write tracking: a guest that has the
+//! GPU write its page tables keeps the shadow of what they were.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};

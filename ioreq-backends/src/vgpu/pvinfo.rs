@@ -170,10 +170,10 @@ impl Pvinfo {
         #[allow(clippy::cast_possible_truncation, reason = "four bytes")]
         let raw = self.get(OFF_G2V_NOTIFY, 4) as u32;
         let pdp = self.roots();
-        let frame = |pointer: u64| Gfn(pointer >> 12);
-        let l4 = Root::L4(frame(pdp[0]));
         // Root pointers count as present when they are not zero.
-        let l3 = Root::L3(pdp.map(|pointer| (pointer != 0).then(|| frame(pointer))));
+        let frames = pdp.map(|pointer| (pointer != 0).then_some(Gfn(pointer >> 12)));
+        let l4 = frames[0].map(Root::L4);
+        let l3 = (frames != [None; 4]).then_some(Root::L3(frames));
         let done = match Notify::from_raw(raw) {
             Some(Notify::CreateL3) => self.create(l3),
             Some(Notify::DestroyL3) => self.destroy(l3),
@@ -193,15 +193,15 @@ impl Pvinfo {
         done
     }
 
-    fn create(&mut self, root: Root) -> Result<(), &'static str> {
-        let created = self.shadow.create(root);
+    fn create(&mut self, root: Option<Root>) -> Result<(), &'static str> {
+        let created = self.shadow.create(root.ok_or("no root pointer")?);
         created.map_err(|_| "the root cannot be shadowed")?;
         self.stats.created += 1;
         Ok(())
     }
 
-    fn destroy(&mut self, root: Root) -> Result<(), &'static str> {
-        let id = self.shadow.find(root);
+    fn destroy(&mut self, root: Option<Root>) -> Result<(), &'static str> {
+        let id = root.and_then(|root| self.shadow.find(root));
         let destroyed = id.is_some_and(|id| self.shadow.destroy(id).is_ok());
         self.stats.destroyed += u64::from(destroyed);
         destroyed
