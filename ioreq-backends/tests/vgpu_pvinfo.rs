@@ -180,7 +180,7 @@ proptest! {
                 }
             }
         }
-        for at in 0x7f0..0x880 {
+        for at in 0x7f0_u32..0x880 {
             prop_assert_eq!(rig.read(&page, at.into(), Width::B1), Some(expected[at as usize].into()), "byte {:#x}", at);
         }
     }
