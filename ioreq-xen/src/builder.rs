@@ -144,6 +144,7 @@ impl Builder {
             vcpus: self.vcpus,
             restricted: self.restrict,
             servers: Mutex::default(),
+            acquired: Mutex::default(),
         })
     }
 }

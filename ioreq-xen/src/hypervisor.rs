@@ -17,7 +17,7 @@ use crate::events::XenEvents;
 use crate::handles::EventHandles;
 use crate::memory::{Cache, XenMemory};
 use crate::state;
-use crate::sys::Privcmd;
+use crate::sys::{AcquiredPage, Privcmd};
 
 /// One domain on the real hypervisor: all of [`Hypervisor`](ioreq_core::Hypervisor), and what servers are built on.
 ///
@@ -57,6 +57,8 @@ pub struct XenHypervisor {
     pub(crate) restricted: bool,
     /// Servers made through this handle: when Xen has destroyed them, the domain is going.
     pub(crate) servers: Mutex<Vec<ServerId>>,
+    /// Pages that are to be given back when the domain is gone: each keeps it as a zombie.
+    pub(crate) acquired: Mutex<Vec<AcquiredPage>>,
 }
 
 impl XenHypervisor {
@@ -98,12 +100,33 @@ impl XenHypervisor {
     fn acquire(&self, id: ServerId, frame: u64) -> Result<SharedPage> {
         let frame = u32::try_from(frame).unwrap_or(u32::MAX);
         let domid = self.domid();
-        self.privcmd.acquire(domid, id.0, frame).map_err(|errno| {
-            Error::from_errno(Op::AcquireResource, errno)
-                .domain(domid)
-                .server(id)
-                .about(format!("frame {frame}"))
-        })
+        let (page, acquired) =
+            self.privcmd
+                .acquire_revocable(domid, id.0, frame)
+                .map_err(|errno| {
+                    Error::from_errno(Op::AcquireResource, errno)
+                        .domain(domid)
+                        .server(id)
+                        .about(format!("frame {frame}"))
+                })?;
+        let mut known = self.acquired();
+        known.retain(AcquiredPage::is_used);
+        known.push(acquired);
+        Ok(page)
+    }
+
+    fn acquired(&self) -> MutexGuard<'_, Vec<AcquiredPage>> {
+        self.acquired.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets go of everything that would keep a domain that is gone as a zombie: guest memory, and the servers' pages.
+    fn let_go(&self) {
+        self.cache.close();
+        for page in self.acquired().drain(..) {
+            if let Err(errno) = page.revoke() {
+                tracing::warn!(domid = %self.domid(), errno, "a page of a domain that is gone stays mapped");
+            }
+        }
     }
 }
 
@@ -178,7 +201,7 @@ impl Transport for XenHypervisor {
             state::of(&self.privcmd, self.domid())?
         };
         if state == DomainState::Gone {
-            self.cache.close();
+            self.let_go();
         }
         Ok(state)
     }

@@ -3,9 +3,9 @@
 //! Guest memory: dirty logging, relocation, cache attributes.
 
 use ioreq_core::abi::dm_op::{
-    DmOp, ModifiedMemory, ModifiedMemoryExtent, PinMemoryCacheattr, RelocateMemory, TrackDirtyVram,
+    ModifiedMemory, ModifiedMemoryExtent, PinMemoryCacheattr, RelocateMemory, TrackDirtyVram,
 };
-use ioreq_core::{Error, Gfn, GfnRange, Op, Result};
+use ioreq_core::{Gfn, GfnRange, Op, Result};
 
 use super::DeviceModel;
 use crate::abi::DM_OP_BUF_MAX_SIZE;
@@ -130,8 +130,8 @@ impl DeviceModel {
     /// log-dirty mode is off.
     ///
     /// # Errors
-    /// `InvalidArgument` and the like, naming the extent; Xen takes the extents of a batch from the last to the first, so
-    /// those after it are done.
+    /// `InvalidArgument` for frames that the domain does not have, and, with log-dirty mode on, for its very last one: Xen
+    /// (4.17) takes its number for the end. Some extents are done then, some are not.
     pub fn modified_memory(&self, extents: &[GfnRange]) -> Result<()> {
         let parts: Vec<GfnRange> = extents
             .iter()
@@ -159,16 +159,16 @@ impl DeviceModel {
             nr_extents: u32::try_from(batch.len()).unwrap_or(u32::MAX),
             opaque: 0,
         };
-        let mut bytes = op.encode();
-        self.send(&mut bytes, &mut buffer).map_err(|errno| {
-            let err = Error::from_errno(Op::ModifiedMemory, errno).domain(self.domid);
-            // Out: 1 + the extent that failed.
-            let failed = ModifiedMemory::decode(&bytes).nr_extents.checked_sub(1);
-            match failed.and_then(|at| batch.get(at as usize)) {
-                Some(pages) => err.about(*pages),
-                None => err,
-            }
-        })
+        // Xen does not copy the operation back when it fails, so which extent it was stays unknown.
+        self.call_with(Op::ModifiedMemory, &op, &mut buffer)
+            .map(drop)
+            .map_err(|err| match batch {
+                [pages] => err.about(*pages),
+                [first, .., last] => {
+                    err.about(format!("one of {} extents, {first} … {last}", batch.len()))
+                }
+                [] => err,
+            })
     }
 
     /// `XEN_DMOP_relocate_memory`: moves frames `from…` of the guest to `to…`.

@@ -11,6 +11,7 @@ mod privcmd;
 pub(crate) use evtchn::Evtchn;
 pub(crate) use hypercall::DomainInfo;
 pub(crate) use place::{Place, Reservation};
+pub(crate) use privcmd::AcquiredPage;
 pub use privcmd::Privcmd;
 
 /// An errno of Xen or the kernel.

@@ -130,8 +130,18 @@ impl Place<'_> {
         unsafe { self.replace(libc::PROT_NONE, flags, -1) }
     }
 
+    /// Puts zeros here that stay, in place of what was mapped, for the accesses still to come of those who have an address:
+    /// memory all the time, readable and writable, that somebody else changed.
+    pub(crate) fn blank(&self) -> Result<(), Errno> {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: the new mapping takes the old one's place at once, with at least its rights, so whoever has an address in it
+        // finds valid memory; all of them expect its contents to change (it was shared).
+        unsafe { self.replace(prot, flags, -1) }
+    }
+
     /// # Safety
-    /// Nobody has been given an address inside the place.
+    /// Nobody has been given an address inside the place, or the new mapping is as good for those who have.
     unsafe fn replace(&self, prot: i32, flags: i32, fd: RawFd) -> Result<(), Errno> {
         // SAFETY: MAP_FIXED replaces exactly this place's pages, which the reservation owns for as long as this value lives, and
         // which nobody uses (the caller's word).
@@ -167,6 +177,19 @@ mod tests {
         assert!(space.place(usize::MAX, 2).is_none());
         let third = space.place(2, 1).unwrap().addr();
         assert_eq!(third.addr().get() - space.addr().addr().get(), 2 * PAGE);
+    }
+
+    #[test]
+    fn a_blanked_page_is_zeroes_and_can_be_written() {
+        let space = Reservation::new(2).unwrap();
+        let page = space.place(1, 1).unwrap();
+        page.blank().unwrap();
+        let word = page.addr().cast::<u32>();
+        // SAFETY: just mapped, readable and writable, and ours.
+        unsafe { word.write_volatile(7) };
+        page.blank().unwrap();
+        // SAFETY: as above.
+        assert_eq!(unsafe { word.read_volatile() }, 0);
     }
 
     #[test]

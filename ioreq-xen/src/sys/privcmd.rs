@@ -4,8 +4,8 @@
 
 use std::ffi::c_int;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Weak};
 
 use ioreq_core::abi::dm_op::DmOpBytes;
 use ioreq_core::hypervisor::SharedPage;
@@ -94,6 +94,19 @@ impl Privcmd {
     /// ENOENT for an unknown server or a buffered page that it does not have, EINVAL for another frame, EPERM after the
     /// legacy way of `get_ioreq_server_info`.
     pub fn acquire(&self, domid: DomId, server: u16, frame: u32) -> Result<SharedPage, Errno> {
+        let space = self.acquire_space(domid, server, frame)?;
+        // SAFETY: one page that is mapped readable and writable until `space` is dropped, which the value keeps; nothing else
+        // in this process accesses it.
+        unsafe { SharedPage::new(space.addr(), space) }.map_err(|_| libc::EFAULT)
+    }
+
+    /// The same as the address space it is mapped in.
+    fn acquire_space(
+        &self,
+        domid: DomId,
+        server: u16,
+        frame: u32,
+    ) -> Result<Arc<Reservation>, Errno> {
         let space =
             Reservation::new(1).map_err(|err| err.raw_os_error().unwrap_or(libc::ENOMEM))?;
         let place = space.place(0, 1).ok_or(libc::EINVAL)?;
@@ -112,10 +125,21 @@ impl Privcmd {
             // just made there, one page long.
             unsafe { ioctl_with_mut_ref(self, IOCTL_PRIVCMD_MMAP_RESOURCE, &mut arg) }
         })?;
-        let addr = place.addr();
-        // SAFETY: one page that is mapped readable and writable until `space` is dropped, which the value keeps; nothing else
-        // in this process has its address.
-        unsafe { SharedPage::new(addr, Arc::new(space)) }.map_err(|_| libc::EFAULT)
+        Ok(Arc::new(space))
+    }
+
+    /// The same, as a page that can be taken back.
+    pub(crate) fn acquire_revocable(
+        &self,
+        domid: DomId,
+        server: u16,
+        frame: u32,
+    ) -> Result<(SharedPage, AcquiredPage), Errno> {
+        let space = self.acquire_space(domid, server, frame)?;
+        let acquired = AcquiredPage(Arc::downgrade(&space));
+        // SAFETY: as in `acquire`; `AcquiredPage::revoke` leaves a page there that is as readable and writable.
+        let page = unsafe { SharedPage::new(space.addr(), space) }.map_err(|_| libc::EFAULT)?;
+        Ok((page, acquired))
     }
 
     /// Maps frames `first…` of the domain at `place`, a fresh mapping of this file or holes of one. Writes each page's error
@@ -173,6 +197,25 @@ impl Privcmd {
                 .domain(domid)
                 .about("/dev/xen/privcmd")
         })
+    }
+}
+
+/// An acquired page whose users may keep it longer than Xen's side lives.
+#[derive(Debug)]
+pub(crate) struct AcquiredPage(Weak<Reservation>);
+
+impl AcquiredPage {
+    /// Whether anybody still uses it.
+    pub(crate) fn is_used(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    /// Gives the page back to Xen. Users go on with a page of zeros: empty slots, an empty ring.
+    pub(crate) fn revoke(&self) -> Result<(), Errno> {
+        let Some(space) = self.0.upgrade() else {
+            return Ok(());
+        };
+        space.place(0, 1).ok_or(libc::EINVAL)?.blank()
     }
 }
 
