@@ -7,7 +7,7 @@ mod vgpu_rig;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ioreq_backends::vgpu::{OutOfSync, Root, RootId};
@@ -154,6 +154,87 @@ fn a_table_written_before_every_submission_stops_trapping() {
             .unwrap();
         assert_eq!(rig.server.stats().page_writes, before + 1);
         check(&rig, root, 0);
+        running.stop().unwrap();
+        end(rig, root);
+    }
+}
+
+/// Submissions come while two vCPUs write, so that the table leaves, and is taken back, in the middle of their bursts.
+#[test]
+fn a_table_leaves_and_comes_back_under_two_writers() {
+    for version in VERSIONS {
+        let rig = Rig::with(version, 2, policies()[1]);
+        let root = space(&rig);
+        let running = rig.server.start().unwrap();
+        let (written, paused) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (pause, stop) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let writers: Vec<_> = (0..2_u64)
+            .map(|vcpu| {
+                let (written, paused) = (Arc::clone(&written), Arc::clone(&paused));
+                let (pause, stop) = (Arc::clone(&pause), Arc::clone(&stop));
+                let program = move |cpu: &mut Cpu| {
+                    let mut round = 0_u64;
+                    while !stop.load(Ordering::Relaxed) {
+                        if pause.load(Ordering::SeqCst) {
+                            paused.fetch_add(1, Ordering::SeqCst);
+                            while pause.load(Ordering::SeqCst) {
+                                std::thread::yield_now();
+                            }
+                            paused.fetch_sub(1, Ordering::SeqCst);
+                        }
+                        // Some entries of its own, some that both write.
+                        let index = if round.is_multiple_of(3) {
+                            500
+                        } else {
+                            vcpu * 256
+                        } + round % 7;
+                        let entry = (0x100 + round % 90) << 12 | 1 | vcpu << 1;
+                        cpu.store64(0x13_000 + index * 8, entry)?;
+                        round += 1;
+                        written.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(())
+                };
+                spawn(&rig, u32::try_from(vcpu).unwrap(), program)
+            })
+            .collect();
+        for _ in 0..12 {
+            for _ in 0..10 {
+                let before = written.load(Ordering::Relaxed);
+                while written.load(Ordering::Relaxed) < before + 32 {
+                    std::thread::yield_now();
+                }
+                rig.shadow.submit(root);
+            }
+            pause.store(true, Ordering::SeqCst);
+            while paused.load(Ordering::SeqCst) < 2 {
+                std::thread::yield_now();
+            }
+            for _ in 0..5 {
+                rig.shadow.submit(root);
+                check(&rig, root, 0);
+            }
+            assert_eq!(
+                rig.shadow.stats().out_of_sync_now,
+                0,
+                "at rest it is tracked"
+            );
+            pause.store(false, Ordering::SeqCst);
+            while paused.load(Ordering::SeqCst) > 0 {
+                std::thread::yield_now();
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        rig.shadow.submit(root);
+        check(&rig, root, 0);
+        let stats = rig.shadow.stats();
+        assert!(stats.out_of_sync >= 2, "{stats:?}");
         running.stop().unwrap();
         end(rig, root);
     }

@@ -246,8 +246,8 @@ fn a_write_while_its_table_leaves_is_not_lost() {
         let _in_time = finished.recv_timeout(Duration::from_millis(100));
     }));
     world.shadow.submit(root);
-    writer.join().unwrap();
     assert_eq!(world.shadow.stats().out_of_sync, 1);
+    writer.join().unwrap();
     world.shadow.submit(root);
     world.check(root, L4);
     let at = |addr| world.shadow.lookup(root, addr).unwrap().host.0 - DISTANCE;
