@@ -2,6 +2,7 @@
 
 //! Developer commands of the workspace: `cargo xtask …`.
 
+mod bench;
 mod breaks;
 mod doc_examples;
 mod mutants;
@@ -30,6 +31,8 @@ enum Command {
     Test(test::Args),
     /// Applies each patch of tests/breaks to a copy and expects its test to fail.
     Breaks(breaks::Args),
+    /// Compares dispatch with its peers: one table, and target/bench.json.
+    Bench(bench::Args),
     /// Mutation testing of the parts that everything rests on.
     Mutants(mutants::Args),
     /// A real Xen in QEMU.
@@ -40,6 +43,7 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Test(args) => test::run(&args),
         Command::Breaks(args) => breaks::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Mutants(args) => mutants::run(&args),
         Command::Xen(args) => xen::run(&args),
     }

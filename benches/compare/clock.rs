@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Timing on a machine that others use, too: in slices so short that most are not disturbed. A slice in which the kernel took
+//! the CPU away from one of its threads is thrown away; waiting of one's own accord (for a lock) counts.
+
+use std::hint::spin_loop;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::support::contender::{Contender, serve_checked};
+use crate::support::device::taken;
+use crate::support::walk::Walk;
+
+/// How long a slice should take.
+const SLICE: Duration = Duration::from_micros(250);
+/// Undisturbed slices that make a figure.
+const WANTED: usize = 15;
+/// Slices after which those that were disturbed count as well.
+const PATIENCE: usize = 10 * WANTED;
+
+/// What a figure rests on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figure {
+    /// Nanoseconds of wall time per write, the threads' writes taken together.
+    pub(crate) ns: f64,
+    /// Too few slices were undisturbed, so that the figure is of disturbed ones.
+    pub(crate) disturbed: bool,
+}
+
+/// Times that the kernel took the CPU away from this thread.
+fn preemptions() -> i64 {
+    // SAFETY: a structure of integers, for which zeroes are valid.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the call fills the structure that it is given.
+    let result = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    assert_eq!(result, 0, "the kernel counts context switches of threads");
+    usage.ru_nivcsw
+}
+
+/// Keeps this thread on one CPU, if the machine has it.
+pub(crate) fn pin(cpu: usize) {
+    // SAFETY: a set of CPUs is bits, for which zeroes are valid.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: CPU numbers here are below the set's size.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the call reads the set, whose size is told.
+    unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
+}
+
+/// The middle one.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Takes slices until enough are undisturbed. A slice says how long it took per write, and whether it was disturbed.
+pub(crate) fn figure(mut slice: impl FnMut() -> (f64, bool)) -> Figure {
+    let (mut good, mut all) = (Vec::new(), Vec::new());
+    while good.len() < WANTED && all.len() < PATIENCE {
+        let (ns, disturbed) = slice();
+        all.push(ns);
+        if !disturbed {
+            good.push(ns);
+        }
+    }
+    let disturbed = good.len() < WANTED / 3;
+    Figure {
+        ns: median(if disturbed { all } else { good }),
+        disturbed,
+    }
+}
+
+/// Nanoseconds for each of `count`.
+pub(crate) fn each(elapsed: Duration, count: u32) -> f64 {
+    elapsed.as_secs_f64() * 1e9 / f64::from(count)
+}
+
+/// Writes that take about a slice. Serves `warm_up` writes on the way, and checks the answers to all of them.
+pub(crate) fn writes_per_slice(contender: &dyn Contender, walk: &mut Walk, warm_up: u32) -> u32 {
+    let started = Instant::now();
+    serve_checked(contender, walk, warm_up);
+    // The check's replay is in it, so that slices turn out shorter rather than longer.
+    let write = started.elapsed() / warm_up;
+    let writes = SLICE.as_nanos() / write.as_nanos().max(1);
+    u32::try_from(writes).unwrap_or(u32::MAX).clamp(64, 1 << 20)
+}
+
+/// One thread, on CPU 0.
+pub(crate) fn one_thread(contender: &dyn Contender, mut walk: Walk, warm_up: u32) -> Figure {
+    pin(0);
+    let writes = writes_per_slice(contender, &mut walk, warm_up);
+    figure(|| {
+        let mut replay = walk.clone();
+        let sum = taken();
+        let before = preemptions();
+        let started = Instant::now();
+        contender.serve(&mut walk, writes);
+        let elapsed = started.elapsed();
+        let disturbed = preemptions() != before;
+        // After the clock: the right devices ran.
+        assert_eq!(taken().wrapping_sub(sum), replay.expected(writes));
+        (each(elapsed, writes), disturbed)
+    })
+}
+
+/// Everybody waits here, spinning, until all have come.
+struct Line {
+    arrived: AtomicUsize,
+    threads: usize,
+}
+
+impl Line {
+    /// The `turn`-th time.
+    fn wait(&self, turn: usize) {
+        // AcqRel: what was written before is seen after.
+        self.arrived.fetch_add(1, Ordering::AcqRel);
+        while self.arrived.load(Ordering::Acquire) < turn * self.threads {
+            spin_loop();
+        }
+    }
+}
+
+/// Two threads, on CPUs 0 and 1, that serve the same ranges; each from its own walk. Nanoseconds per write of both together:
+/// half as many as one thread's if they do not hinder each other.
+pub(crate) fn two_threads(contender: &dyn Contender, walks: [Walk; 2], warm_up: u32) -> Figure {
+    let line = Line {
+        arrived: AtomicUsize::new(0),
+        threads: 2,
+    };
+    let [first, second] = walks;
+    std::thread::scope(|scope| {
+        let line = &line;
+        let other = scope.spawn(move || slices(contender, second, warm_up, 1, line));
+        let mine = slices(contender, first, warm_up, 0, line);
+        let other = other.join().expect("the answers are right");
+        let mut both = mine.into_iter().zip(other);
+        figure(|| {
+            both.next()
+                .map_or((f64::NAN, true), |((a, a_disturbed), (b, b_disturbed))| {
+                    (1.0 / (1.0 / a + 1.0 / b), a_disturbed || b_disturbed)
+                })
+        })
+    })
+}
+
+/// As many slices as might be needed, each begun together.
+fn slices(
+    contender: &dyn Contender,
+    mut walk: Walk,
+    warm_up: u32,
+    cpu: usize,
+    line: &Line,
+) -> Vec<(f64, bool)> {
+    pin(cpu);
+    let writes = writes_per_slice(contender, &mut walk, warm_up);
+    (1..=PATIENCE)
+        .map(|turn| {
+            let mut replay = walk.clone();
+            let sum = taken();
+            line.wait(turn);
+            let before = preemptions();
+            let started = Instant::now();
+            contender.serve(&mut walk, writes);
+            let elapsed = started.elapsed();
+            let disturbed = preemptions() != before;
+            assert_eq!(taken().wrapping_sub(sum), replay.expected(writes));
+            (each(elapsed, writes), disturbed)
+        })
+        .collect()
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The comparison for the record: `cargo xtask bench` runs this and makes the table. Writes a line of JSON per figure to
+//! standard output: every round's figure of every contender, interleaved.
+
+mod clock;
+mod plan;
+#[path = "../support/mod.rs"]
+mod support;
+
+use clap::Parser;
+use serde::Serialize;
+
+use clock::{Figure, one_thread, two_threads};
+use plan::{Group, Named};
+use support::contender::check;
+use support::walk::{Pattern, Walk};
+
+/// Compares dispatch with peers.
+#[derive(Parser)]
+struct Args {
+    /// Rounds; in each, every contender is measured once.
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Only groups whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// One contender's figures.
+#[derive(Serialize)]
+struct Row<'a> {
+    name: &'a str,
+    n: u64,
+    pattern: &'a str,
+    threads: u32,
+    contender: &'a str,
+    /// Nanoseconds per write, a figure a round.
+    rounds: Vec<f64>,
+    /// Rounds in which too few slices were undisturbed.
+    disturbed: usize,
+}
+
+/// Writes before the clock starts: the caches hold what they will.
+fn warm_up(count: u64, pattern: Pattern) -> u32 {
+    let writes = match pattern {
+        Pattern::Hot => 0,
+        Pattern::Sequential => count,
+        Pattern::Random | Pattern::Chained => (count * 4).min(1_000_000),
+    };
+    u32::try_from(writes).unwrap_or(u32::MAX).max(5000)
+}
+
+/// One contender in one pattern.
+struct Series<'a> {
+    contender: &'a Named,
+    pattern: Pattern,
+    threads: u32,
+    figures: Vec<Figure>,
+}
+
+impl Series<'_> {
+    fn measure(&mut self, group: &Group, round: u32) {
+        let warm_up = warm_up(group.layout.count, self.pattern);
+        let walk = |thread: u64| {
+            let seed = u64::from(round) * 0x1_0001 + thread * 7919;
+            Walk::new(group.layout, self.pattern, seed % group.layout.count)
+        };
+        let (_, contender) = self.contender;
+        self.figures.push(match self.threads {
+            1 => one_thread(&**contender, walk(0), warm_up),
+            _ => two_threads(&**contender, [walk(0), walk(1)], warm_up),
+        });
+    }
+
+    fn row(&self, group: &Group) -> Row<'_> {
+        Row {
+            name: group.name,
+            n: group.layout.count,
+            pattern: self.pattern.name(),
+            threads: self.threads,
+            contender: self.contender.0,
+            rounds: self.figures.iter().map(|figure| figure.ns).collect(),
+            disturbed: self
+                .figures
+                .iter()
+                .filter(|figure| figure.disturbed)
+                .count(),
+        }
+    }
+}
+
+fn measure(group: &Group, rounds: u32) {
+    let contenders = (group.make)(group.layout);
+    for (name, contender) in &contenders {
+        check(name, &**contender, group.layout);
+    }
+    let mut all = Vec::new();
+    for contender in &contenders {
+        for pattern in group.patterns {
+            let threads: &[u32] = if group.threads && *pattern == Pattern::Random {
+                &[1, 2]
+            } else {
+                &[1]
+            };
+            all.extend(threads.iter().map(|threads| Series {
+                contender,
+                pattern: *pattern,
+                threads: *threads,
+                figures: Vec::new(),
+            }));
+        }
+    }
+    // By pattern, so that what is compared is measured side by side.
+    all.sort_by_key(|series| (series.pattern.name(), series.threads));
+    for round in 0..rounds {
+        for series in &mut all {
+            series.measure(group, round);
+        }
+    }
+    for series in &all {
+        let row = serde_json::to_string(&series.row(group)).expect("plain data");
+        println!("{row}");
+    }
+}
+
+fn main() {
+    let args = Args::parse();
+    let groups = plan::groups();
+    for group in groups
+        .iter()
+        .filter(|group| group.name.contains(&args.only))
+    {
+        eprintln!("{}, {}", group.name, group.layout.count);
+        measure(group, args.rounds.max(1));
+    }
+}

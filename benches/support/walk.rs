@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! In which order ranges are written to.
+
+use std::hint::black_box;
+
+use super::device::{mark, taken};
+use super::layout::Layout;
+
+/// The order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pattern {
+    /// One range again and again.
+    Hot,
+    /// One after the other.
+    Sequential,
+    /// Any, equally likely.
+    Random,
+    /// Any, and each address depends on the answer to the write before, as a guest's next access depends on the trap before:
+    /// look-ups cannot overlap.
+    Chained,
+}
+
+impl Pattern {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Pattern::Hot => "hot",
+            Pattern::Sequential => "sequential",
+            Pattern::Random => "random",
+            Pattern::Chained => "random, chained",
+        }
+    }
+}
+
+/// An endless row of 4-byte writes.
+#[derive(Clone, Debug)]
+pub(crate) struct Walk {
+    layout: Layout,
+    pattern: Pattern,
+    state: u64,
+}
+
+impl Walk {
+    pub(crate) fn new(layout: Layout, pattern: Pattern, seed: u64) -> Self {
+        Walk {
+            layout,
+            pattern,
+            state: seed,
+        }
+    }
+
+    #[inline]
+    fn next(&mut self, entropy: u64) -> (u64, u64) {
+        let index = match self.pattern {
+            Pattern::Hot => self.layout.count / 2 + entropy,
+            Pattern::Sequential => {
+                self.state = self.state.wrapping_add(1 + entropy);
+                if self.state >= self.layout.count {
+                    self.state = 0;
+                }
+                self.state
+            }
+            Pattern::Random | Pattern::Chained => {
+                // Weyl's sequence, mixed: two multiplications.
+                self.state = self.state.wrapping_add(0xa076_1d64_78bd_642f ^ entropy);
+                let mixed = u128::from(self.state) * u128::from(self.state ^ 0xe703_7ed1_a0b4_28db);
+                #[allow(clippy::cast_possible_truncation, reason = "folds both halves")]
+                let mixed = (mixed >> 64) as u64 ^ mixed as u64;
+                #[allow(clippy::cast_possible_truncation, reason = "below the count")]
+                let index = ((u128::from(mixed) * u128::from(self.layout.count)) >> 64) as u64;
+                index
+            }
+        };
+        let offset = (index << 2) & (self.layout.len - 4);
+        (index, offset)
+    }
+
+    /// Calls `write` with the address and value of each of the next `writes`.
+    #[inline]
+    pub(crate) fn each(&mut self, writes: u32, mut write: impl FnMut(u64, u32)) {
+        if self.pattern == Pattern::Chained {
+            // Always zero, which the compiler does not know: so the next address waits for the last answer.
+            let nothing = black_box(0_u64);
+            for value in 0..writes {
+                let (index, offset) = self.next(taken() & nothing);
+                write(self.layout.first(index) + offset, value);
+            }
+            return;
+        }
+        for value in 0..writes {
+            let (index, offset) = self.next(0);
+            // Opaque: otherwise the address of a hot range is a constant.
+            write(black_box(self.layout.first(index) + offset), value);
+        }
+    }
+
+    /// What the devices add up for the next `writes`, which it walks over.
+    pub(crate) fn expected(&mut self, writes: u32) -> u64 {
+        (0..writes).fold(0, |sum: u64, value| {
+            let (index, offset) = self.next(0);
+            sum.wrapping_add(mark(self.layout.device(index), offset, value.into()))
+        })
+    }
+}

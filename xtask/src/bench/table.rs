@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The table for people.
+
+use super::figures::{Compared, Figures, Row};
+
+/// Columns of ratios, and what they are to.
+const COLUMNS: [(&str, &str); 8] = [
+    ("floor", "direct call"),
+    ("vm-dev", "vm-device"),
+    ("tree", "vm-device's tree"),
+    ("+RwLock", "vm-device + RwLock"),
+    ("+Mutex", "vm-device + Mutex"),
+    ("BTree", "RwLock<BTreeMap>"),
+    ("Hash", "RwLock<HashMap>"),
+    ("papaya", "papaya"),
+];
+
+fn cell(compared: &[&Compared], against: &str) -> String {
+    let found = compared.iter().find(|other| other.against == against);
+    found.map_or_else(
+        || "–".into(),
+        |found| match found.met {
+            Some(true) => format!("{:.2}✓", found.ratio),
+            Some(false) => format!("{:.2}✗", found.ratio),
+            None => format!("{:.2} ", found.ratio),
+        },
+    )
+}
+
+/// A line per row of ours: nanoseconds, and ratios of ours to the others.
+pub(crate) fn print(figures: &Figures, compared: &[Compared]) {
+    println!(
+        "\nNanoseconds of one write (median, spread of the rounds), and its ratio to others; below 1 is faster than they."
+    );
+    println!("✓ ✗: a goal met or missed. *: others took the CPU while it was measured.\n");
+    let titles = COLUMNS.map(|(title, _)| format!("{title:>8}"));
+    println!(
+        "{:31} {:>8} {:16} {:>3} {:>8} {:>5} {}",
+        "",
+        "n",
+        "pattern",
+        "thr",
+        "ns",
+        "±%",
+        titles.concat()
+    );
+    let mut last = String::new();
+    for ours in figures.ours() {
+        let group = format!("{} {}", ours.name, ours.contender);
+        if group != last {
+            println!("{}: {}", ours.name, ours.contender);
+            last = group;
+        }
+        line(ours, figures, compared);
+    }
+    println!();
+}
+
+fn line(ours: &Row, figures: &Figures, compared: &[Compared]) {
+    let name = format!("{}: {}", ours.name, ours.contender);
+    let beside = |other: &&Compared| {
+        (&other.name, other.n, &other.pattern, other.threads)
+            == (&name, ours.n, &ours.pattern, ours.threads)
+    };
+    let beside: Vec<&Compared> = compared.iter().filter(beside).collect();
+    let cells = COLUMNS.map(|(_, against)| format!("{:>8}", cell(&beside, against)));
+    let any = std::iter::once(ours).chain(figures.beside(ours));
+    let disturbed = if any.into_iter().any(|row| row.disturbed > 0) {
+        "*"
+    } else {
+        ""
+    };
+    println!(
+        "{:31} {:>8} {:16} {:>3} {:>8.1} {:>5.0} {} {disturbed}",
+        "",
+        ours.n,
+        ours.pattern,
+        ours.threads,
+        ours.median(),
+        ours.spread() * 100.0,
+        cells.concat()
+    );
+}
