@@ -30,7 +30,10 @@ const SLICES: u64 = 256;
 /// The guest's lock around PVINFO's registers.
 const LOCK: u64 = 0x8_0000;
 
-/// Registers of PVINFO, by the driver's names.
+/// Registers of PVINFO, by the driver's names. The version is two halves: major 1, minor 0.
+const VERSION: u64 = 0x008;
+const VGT_CAPS: u64 = 0x010;
+const FULL_PPGTT: u32 = 1 << 2;
 const PDP0: u64 = 0x838;
 const G2V_NOTIFY: u64 = 0x818;
 const L3_CREATE: u32 = 2;
@@ -105,6 +108,14 @@ pub(crate) fn run(cpu: &mut Cpu, mut task: Task) -> Result<Done, CpuFault> {
     };
     if driver.cpu.load64(PVINFO)? != MAGIC {
         driver.task.tally.wrong("PVINFO has no magic");
+    }
+    let version = driver.cpu.load32(PVINFO + VERSION)?;
+    let caps = driver.cpu.load32(PVINFO + VGT_CAPS)?;
+    if version != 1 || caps & FULL_PPGTT == 0 {
+        driver
+            .task
+            .tally
+            .wrong("PVINFO is not of version 1.0, or offers no 48-bit PPGTT");
     }
     driver.common = Some(driver.make_common()?);
     for number in 0..driver.task.contexts {

@@ -131,6 +131,9 @@ pub(crate) fn run(options: &Options, policy: OutOfSync) -> Result<Report, Failur
         tally.wrong("shadow tables left over");
     }
     running.stop()?;
+    if domain.counts().dmop(Op::InjectMsi) != engine.stats().submissions {
+        tally.wrong("not every command was told by an interrupt");
+    }
     let stats = server.stats();
     let report = Report {
         hypervisor: format!(
@@ -150,7 +153,7 @@ pub(crate) fn run(options: &Options, policy: OutOfSync) -> Result<Report, Failur
         tracked: claim.marked_pages(),
         tracked_reserved,
         tracked_peak: claim.marked_pages_peak(),
-        interrupts: domain.injected().len() as u64,
+        interrupts: domain.counts().dmop(Op::InjectMsi),
         mark_calls: domain.counts().dmop(Op::SetMemType),
         done: sum(&done),
         tally,
