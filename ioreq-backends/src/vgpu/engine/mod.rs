@@ -10,51 +10,23 @@
 //! As with a real device, what it writes by host addresses, its fences too, is not seen by write tracking: a guest that has the
 //! GPU write its page tables keeps the shadow of what they were.
 
+pub mod regs;
+
+mod mover;
+
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Sender, unbounded};
 use ioreq_core::handler::{Access, Completion, Context, Handler, ReadOutcome, WriteOutcome};
 use ioreq_core::hypervisor::Interrupts;
 use ioreq_core::{Error, Gfn, GuestRam, Op, Width};
-use vm_memory::GuestAddress;
 
 use super::frames::{HostAddr, HostMemory};
 use super::shadow::{Root, RootId, Shadow};
-
-/// Registers of a channel: byte offsets within its 64 bytes. All are written with their own width; reads give them back.
-pub mod regs {
-    /// u64: the root pointer (guest-physical address of the PML4) of the address space to use; bit 0 set for the first of
-    /// the four directories of a 32-bit one.
-    pub const ROOT: u64 = 0x00;
-    /// u64: GPU address to copy from.
-    pub const SOURCE: u64 = 0x08;
-    /// u64: GPU address to copy or fill to.
-    pub const TARGET: u64 = 0x10;
-    /// u32: bytes.
-    pub const LENGTH: u64 = 0x18;
-    /// u32: the byte (bits 7:0) to fill with.
-    pub const VALUE: u64 = 0x1c;
-    /// u64: guest-physical address where the fence is written when the command is done; 0 for none.
-    pub const FENCE_ADDR: u64 = 0x20;
-    /// u64: what is written there.
-    pub const FENCE: u64 = 0x28;
-    /// u32, read-only: [`Status`](super::Status) of the last command.
-    pub const STATUS: u64 = 0x30;
-    /// u32: writing it starts a command: 1 copies, 2 fills.
-    pub const DOORBELL: u64 = 0x38;
-    /// Bytes of a channel.
-    pub const CHANNEL: u64 = 64;
-    /// Channels of the page.
-    pub const CHANNELS: u64 = 64;
-    /// Doorbell value: copy.
-    pub const COPY: u32 = 1;
-    /// Doorbell value: fill.
-    pub const FILL: u32 = 2;
-}
 
 /// What became of a channel's last command.
 ///
@@ -141,14 +113,6 @@ struct Shared {
     bad: AtomicU64,
     bytes: AtomicU64,
     scratch: AtomicU64,
-}
-
-/// Where a GPU address leads.
-#[derive(Debug, Clone, Copy)]
-enum Place {
-    Memory(HostAddr),
-    /// Reads give zeroes, writes go nowhere.
-    Scratch,
 }
 
 /// The engine: a [`Handler`] for its page of MMIO.
@@ -286,116 +250,6 @@ impl Shared {
         match self.channels.get(number) {
             Some(channel) => with(&mut channel.lock().unwrap_or_else(PoisonError::into_inner)),
             None => with(&mut Channel::default()),
-        }
-    }
-
-    fn work(&self, jobs: &Receiver<Job>) {
-        for Job {
-            channel,
-            root,
-            command,
-            op,
-            completion,
-        } in jobs
-        {
-            let status = self.execute(root, &command, op);
-            self.done(channel, &command, status);
-            completion.complete(());
-        }
-    }
-
-    /// Moves the bytes, page by page.
-    fn execute(&self, root: RootId, command: &Channel, op: u32) -> Status {
-        let mut buf = [0; 4096];
-        let mut done = 0;
-        while done < command.length {
-            let at = u64::from(done);
-            let (source, target) = (
-                command.source.wrapping_add(at),
-                command.target.wrapping_add(at),
-            );
-            // Up to the end of the smaller page of the two.
-            let room = |addr: u64| 4096 - (addr & 0xfff);
-            let piece = if op == regs::COPY {
-                room(source).min(room(target))
-            } else {
-                room(target)
-            };
-            let piece = piece.min(u64::from(command.length - done));
-            let Some(bytes) = usize::try_from(piece)
-                .ok()
-                .and_then(|len| buf.get_mut(..len))
-            else {
-                return Status::Bad;
-            };
-            let moved = if op == regs::COPY {
-                self.read(root, source, bytes)
-            } else {
-                bytes.fill(command.value.to_le_bytes()[0]);
-                Some(())
-            };
-            if moved
-                .and_then(|()| self.write(root, target, bytes))
-                .is_none()
-            {
-                return Status::Fault;
-            }
-            self.bytes.fetch_add(piece, Ordering::Relaxed);
-            done += u32::try_from(piece).unwrap_or(u32::MAX);
-        }
-        Status::Done
-    }
-
-    fn read(&self, root: RootId, addr: u64, bytes: &mut [u8]) -> Option<()> {
-        match self.place(root, addr, false)? {
-            Place::Memory(host) => self.host.read(host, bytes).ok(),
-            Place::Scratch => {
-                bytes.fill(0);
-                self.scratched(bytes.len())
-            }
-        }
-    }
-
-    fn write(&self, root: RootId, addr: u64, bytes: &[u8]) -> Option<()> {
-        match self.place(root, addr, true)? {
-            Place::Memory(host) => self.host.write(host, bytes).ok(),
-            Place::Scratch => self.scratched(bytes.len()),
-        }
-    }
-
-    fn scratched(&self, bytes: usize) -> Option<()> {
-        self.scratch.fetch_add(bytes as u64, Ordering::Relaxed);
-        Some(())
-    }
-
-    /// None for a fault.
-    fn place(&self, root: RootId, addr: u64, write: bool) -> Option<Place> {
-        let target = self.shadow.lookup(root, addr).ok()?;
-        if write && !target.writable {
-            return None;
-        }
-        Some(if target.scratch {
-            Place::Scratch
-        } else {
-            Place::Memory(target.host)
-        })
-    }
-
-    fn done(&self, channel: usize, command: &Channel, status: Status) {
-        if status == Status::Fault {
-            self.faults.fetch_add(1, Ordering::Relaxed);
-        }
-        self.channel(channel, |channel| channel.status = status as u32);
-        if command.fence_addr != 0 {
-            // A guest that names memory it does not have gets no fence.
-            let _nowhere =
-                self.ram
-                    .store(GuestAddress(command.fence_addr), Width::B8, command.fence);
-        }
-        if let Some((interrupts, addr, data)) = &self.interrupt
-            && let Err(err) = interrupts.inject_msi(*addr, *data)
-        {
-            tracing::debug!(%err, "the engine's interrupt was not delivered");
         }
     }
 }
