@@ -22,7 +22,7 @@ impl PageHandler for Table {
             && let Some(inner) = self.inner.upgrade()
         {
             if applied {
-                inner.warmed(self.gfn);
+                inner.warmed(self);
             } else {
                 inner.written(self.gfn, write.offset(), write.width());
             }

@@ -24,9 +24,9 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use ioreq_core::Width;
 use ioreq_core::claim::PageState;
 use ioreq_core::handler::PageHandler;
-use ioreq_core::{Gfn, Width};
 use vm_memory::GuestAddress;
 
 use super::structure::Structure;
@@ -110,16 +110,15 @@ pub(super) struct Out {
 }
 
 impl Inner {
-    /// The writes of a live table passed another multiple of the threshold.
-    pub(super) fn warmed(&self, gfn: Gfn) {
+    /// The writes of a last-level table passed another multiple of the threshold.
+    pub(super) fn warmed(&self, table: &Table) {
         let mut structure = self.lock();
-        let Some(table) = structure.table_of(gfn) else {
-            return;
-        };
-        if !table.level.is_last() || table.state() != State::Live {
+        // It may be gone, and its number another table's.
+        let same = structure.table(table.id);
+        if !same.is_some_and(|same| std::ptr::eq(&**same, table)) {
             return;
         }
-        let now = structure.interval(&table);
+        let now = structure.interval(table);
         if structure.heat.entry(table.id).or_default().pass(now) {
             structure.hot.insert(table.id);
         }

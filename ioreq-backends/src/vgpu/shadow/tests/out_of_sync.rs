@@ -181,6 +181,25 @@ fn a_table_that_ends_while_it_is_out_leaves_nothing_behind() {
     }
 }
 
+/// The last write of a table that is gone by then says nothing of the one that has its number now.
+#[test]
+fn heat_is_not_inherited() {
+    let (world, root) = world();
+    world.entry(4, 0, 0x9003);
+    let old = Arc::clone(world.shadow.0.lock().table_of(Gfn(4)).as_ref().unwrap());
+    world.entry(3, 0, 0);
+    world.entry(3, 0, 0x5003);
+    let new = world.shadow.0.lock().table_of(Gfn(5)).unwrap();
+    assert_eq!(new.id, old.id);
+    for _ in 0..3 {
+        world.shadow.0.warmed(&old);
+        world.shadow.0.warmed(&old);
+        world.shadow.submit(root);
+    }
+    assert!(world.shadow.0.lock().heat.is_empty());
+    assert!(world.is_tracked(5));
+}
+
 #[test]
 fn a_page_that_cannot_be_tracked_again_goes_on_being_read() {
     let (world, root) = world();
