@@ -56,7 +56,7 @@ pub(crate) fn run(options: &Options, policy: OutOfSync) -> Result<Report, Failur
     let tracker = Arc::new(claim.tracker("ppgtt"));
     let ram: Arc<dyn GuestRam> = server.hypervisor().memory();
     let frames = LinearMap::new(Arc::clone(&ram), DISTANCE);
-    let shadow = Shadow::builder(tracker, Arc::clone(&ram), Arc::new(frames.clone()))
+    let shadow = Shadow::builder(tracker.clone(), Arc::clone(&ram), Arc::new(frames.clone()))
         .most_tables(1 << 21)
         .out_of_sync(policy)
         .build()?;
@@ -154,6 +154,7 @@ pub(crate) fn run(options: &Options, policy: OutOfSync) -> Result<Report, Failur
         tracked_reserved,
         tracked_peak: claim.marked_pages_peak(),
         interrupts: domain.counts().dmop(Op::InjectMsi),
+        handled: tracker.stats().writes,
         mark_calls: domain.counts().dmop(Op::SetMemType),
         done: sum(&done),
         tally,

@@ -27,6 +27,8 @@ pub(crate) struct Report {
     pub(crate) tracked_reserved: u64,
     pub(crate) tracked_peak: u64,
     pub(crate) interrupts: u64,
+    /// Trapped writes that reached a table's handler.
+    pub(crate) handled: u64,
     /// Hypercalls that marked or unmarked pages.
     pub(crate) mark_calls: u64,
     pub(crate) done: Done,
@@ -63,8 +65,9 @@ impl Report {
             stats.page_writes
         );
         println!(
-            "traps        {} writes to tracked pages, {:.0}/s",
+            "traps        {} writes to tracked pages ({} of them on their way out), {:.0}/s",
             stats.page_writes,
+            stats.page_writes.saturating_sub(self.handled),
             per_second(stats.page_writes)
         );
         println!(
