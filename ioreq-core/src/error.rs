@@ -68,6 +68,8 @@ pub enum Op {
     MaximumGpfn,
     /// Opening a device of the hypervisor
     Open,
+    /// Recording a server, or taking one over by its record
+    TakeOver,
     /// Giving up the right to reach other domains
     Restrict,
     /// Opening, binding, waiting on, unmasking or notifying event channels
@@ -120,6 +122,7 @@ impl fmt::Display for Op {
             Op::GetMemType => "get_mem_type",
             Op::MaximumGpfn => "maximum_gpfn",
             Op::Open => "open",
+            Op::TakeOver => "take over",
             Op::Restrict => "restrict",
             Op::EventChannel => "event channel",
             Op::MapGuestMemory => "map guest memory",
@@ -460,6 +463,7 @@ fn kind_of(op: Op, errno: i32) -> ErrorKind {
         (Op::EventChannel, libc::EFBIG) => ErrorKind::EventOverflow,
         (Op::EventChannel, libc::ENOTCONN) => ErrorKind::InvalidArgument,
         (Op::Open, libc::ENOENT | libc::ENODEV | libc::ENXIO) => ErrorKind::NotSupported,
+        (Op::TakeOver, libc::ENOENT) => ErrorKind::NoSuchServer,
         (Op::MapGuestMemory, libc::EINVAL | libc::ENOENT) => ErrorKind::BadAddress,
         (_, libc::EBUSY) => ErrorKind::Busy,
         (_, libc::ENOENT) => ErrorKind::NoSuchServer,

@@ -112,6 +112,11 @@ impl Transport for SimHypervisor {
         self.raw.domid
     }
 
+    /// The model never gives a domain id twice.
+    fn identity(&self) -> Result<String> {
+        Ok(format!("model {}", self.raw.domid))
+    }
+
     fn vcpus(&self) -> Result<u32> {
         self.call(Op::VcpuCount, RawDmop::nr_vcpus)
     }

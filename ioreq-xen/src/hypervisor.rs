@@ -137,6 +137,11 @@ impl Transport for XenHypervisor {
         self.dm.domid()
     }
 
+    /// The domain's UUID, by Xen's toolstack interface: not through a restricted handle.
+    fn identity(&self) -> Result<String> {
+        state::identity(&self.privcmd, self.domid())
+    }
+
     fn vcpus(&self) -> Result<u32> {
         match (self.dm.vcpus(), self.vcpus) {
             (Err(err), Some(vcpus)) if err.kind() == ErrorKind::NotSupported => Ok(vcpus),

@@ -15,6 +15,20 @@ pub(crate) fn of(privcmd: &Privcmd, domid: DomId) -> Result<DomainState> {
     }
 }
 
+/// The domain's handle, in hexadecimal: its UUID where a toolstack made it.
+pub(crate) fn identity(privcmd: &Privcmd, domid: DomId) -> Result<String> {
+    let error = |errno| Error::from_errno(Op::DomainState, errno).domain(domid);
+    let info = privcmd.domain_info(domid).map_err(error)?;
+    if info.domid != domid {
+        return Err(error(libc::ESRCH));
+    }
+    Ok(info
+        .handle
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}
+
 fn state(info: DomainInfo, domid: DomId) -> DomainState {
     // Asked for a domain that is not there, Xen tells of the next one.
     if info.domid != domid || info.flags & XEN_DOMINF_DYING != 0 {
@@ -35,6 +49,7 @@ mod tests {
         let info = DomainInfo {
             domid: DomId(3),
             flags,
+            handle: [0; 16],
         };
         state(info, DomId(3))
     }
@@ -54,6 +69,7 @@ mod tests {
         let info = DomainInfo {
             domid: DomId(4),
             flags: 0,
+            handle: [0; 16],
         };
         assert_eq!(state(info, DomId(3)), DomainState::Gone);
     }

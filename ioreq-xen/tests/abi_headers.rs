@@ -162,6 +162,10 @@ fn hypercalls_are_what_xen_says() {
             "offsetof(struct xen_domctl, u.getdomaininfo.flags)",
             offset_of!(DomctlGetDomainInfo, info_flags) as u64,
         ),
+        (
+            "offsetof(struct xen_domctl, u.getdomaininfo.handle)",
+            offset_of!(DomctlGetDomainInfo, info_handle) as u64,
+        ),
     ];
     pins.extend(offsets!(
         "xen_hvm_get_mem_type",

@@ -39,7 +39,17 @@ impl Ledger {
         if self.authority.is_some() {
             return Err(core.error(Op::ClaimMemType, ErrorKind::AlreadyClaimed));
         }
-        core.hv.claim_mem_type(core.id)?;
+        let inherits = core.inherits_claim();
+        core.record_claim(true)?;
+        match core.hv.claim_mem_type(core.id) {
+            // By the process that died: the server owns it.
+            Err(err) if inherits && err.kind() == ErrorKind::AlreadyClaimed => {}
+            Err(err) => {
+                core.record_claim(inherits)?;
+                return Err(err);
+            }
+            Ok(()) => {}
+        }
         self.authority = Some(MarkAuthority::new());
         self.closing = false;
         Ok(())
@@ -54,9 +64,10 @@ impl Ledger {
     pub(crate) fn disclaim<H: Hypervisor>(&mut self, core: &Core<H>) -> Result<()> {
         self.unknown.clear();
         match self.authority.take() {
-            Some(_) => core.hv.disclaim_mem_type(core.id),
-            None => Ok(()),
+            Some(_) => core.hv.disclaim_mem_type(core.id)?,
+            None => return Ok(()),
         }
+        core.record_claim(false)
     }
 
     fn open<H: Hypervisor>(&self, core: &Core<H>) -> Result<()> {
@@ -124,6 +135,20 @@ impl Ledger {
         }
         // SeqCst: the routes, then the caller's reading of the pages; pairs with the fences in `Bus::write_page` and
         // `Bus::tracked_meanwhile`: a store that found no handler is in what the caller reads, or it finds the new one.
+        fence(Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// See [`Tracker::adopt`](super::Tracker::adopt).
+    pub(crate) fn adopt<H: Hypervisor>(
+        &mut self,
+        core: &Core<H>,
+        pages: GfnRange,
+        route: &Arc<Counted<PageRoute>>,
+    ) -> Result<()> {
+        self.open(core)?;
+        core.pages.insert(pages, route)?;
+        // SeqCst: as at the end of `track_runs`.
         fence(Ordering::SeqCst);
         Ok(())
     }

@@ -175,6 +175,18 @@ impl<H: Hypervisor> Tracker<H> {
         RouteStats::sum(&self.shared.counters)
     }
 
+    /// Tracks pages that are marked already, by the process whose server was
+    /// [taken over](crate::server::Builder::take_over): what it had tracked, from its saved state or by asking the hypervisor
+    /// for their type.
+    ///
+    /// # Errors
+    /// `RouteConflict` if a page is tracked already, `WrongState` without a claim. None is adopted then.
+    pub fn adopt(&self, pages: GfnRange, handler: Arc<dyn PageHandler>) -> Result<()> {
+        let core = upgrade(&self.core)?;
+        let route = self.route(Some(handler));
+        core.ledger().adopt(&core, pages, &route)
+    }
+
     fn route(&self, handler: Option<Arc<dyn PageHandler>>) -> Arc<Counted<PageRoute>> {
         let fallback = handler
             .as_ref()

@@ -3,6 +3,7 @@
 //! The life of ioreq servers, their pages and ports.
 
 use super::{EventChannels, SharedPage};
+use crate::error::{Error, ErrorKind, Op};
 use crate::ids::{DomId, EvtchnPort, ServerId};
 use crate::range::IoRange;
 use crate::{Result, abi};
@@ -143,6 +144,15 @@ pub trait Transport: Send + Sync + 'static {
 
     /// The domain.
     fn domid(&self) -> DomId;
+
+    /// What tells the domain from one that gets its id later: one line, e.g. its UUID. For
+    /// [`Builder::record`](crate::server::Builder::record).
+    ///
+    /// # Errors
+    /// `NotSupported` by default, and where it cannot be told.
+    fn identity(&self) -> Result<String> {
+        Err(Error::new(Op::DomainState, ErrorKind::NotSupported).domain(self.domid()))
+    }
 
     /// Number of vCPUs, at least 1 and at most [`abi::IOREQ_SLOTS`].
     ///

@@ -6,12 +6,14 @@
 //! acquired after enabling has no event-channel ports in it.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::core::Core;
 use super::group::{Group, GroupParts};
 use super::ioreq_server::IoreqServer;
 use super::polling::Polling;
+use super::record::RecordFile;
 use super::waker::Waker;
 use crate::abi::IOREQ_SLOTS;
 use crate::dispatch::{Dispatcher, Grace, PageMap};
@@ -79,6 +81,9 @@ pub struct Builder<H: Hypervisor> {
     polling: Polling,
     sample_every: u32,
     last_gfn: Gfn,
+    record: Option<PathBuf>,
+    identity: Option<String>,
+    take_over: bool,
 }
 
 impl<H: Hypervisor> Builder<H> {
@@ -90,6 +95,9 @@ impl<H: Hypervisor> Builder<H> {
             polling: Polling::default(),
             sample_every: 16,
             last_gfn: Gfn((1 << 28) - 1),
+            record: None,
+            identity: None,
+            take_over: false,
         }
     }
 
@@ -130,12 +138,45 @@ impl<H: Hypervisor> Builder<H> {
         self
     }
 
+    /// Records the server in a file before it is enabled, for [`take_over`](Self::take_over) after a crash of this process.
+    /// The file goes with the server. One file a server, on storage that outlives the process, not the machine.
+    #[must_use]
+    pub fn record(mut self, path: impl AsRef<Path>) -> Self {
+        self.record = Some(path.as_ref().to_owned());
+        self
+    }
+
+    /// Takes over the server that a process recorded and left behind when it died, instead of creating one: Xen still has it,
+    /// with its ranges, its claim and its marked pages, and vCPUs may be waiting for answers. It is recorded from then on.
+    ///
+    /// Add the routes again, claim the memory type again and [`adopt`](crate::claim::Tracker::adopt) the pages that are
+    /// marked; only then serve. What was under way is served at the first look: requests that the dead process had taken are
+    /// served *again* (at least once, so handlers should bear it), answers that it gave but did not notify are notified. A
+    /// write to a marked page that was not adopted is applied as the guest made it. Ranges that are not routed again stay
+    /// registered, and are answered as nobody's.
+    #[must_use]
+    pub fn take_over(mut self, path: impl AsRef<Path>) -> Self {
+        self.take_over = true;
+        self.record(path)
+    }
+
+    /// What tells the domain from one that gets its id later, e.g. its UUID as the toolstack knows it: one line. Needed with
+    /// [`record`](Self::record) where the hypervisor handle cannot tell (a restricted one cannot).
+    #[must_use]
+    pub fn identity(mut self, identity: impl Into<String>) -> Self {
+        self.identity = Some(identity.into());
+        self
+    }
+
     /// Creates and enables the server. From here on it answers requests as soon as somebody serves it.
     ///
     /// # Errors
     /// `TooManyServers`, `NotPermitted`, `DomainGone` and the like from the hypervisor; `InvalidArgument` for a domain with
-    /// more than 128 vCPUs or a bad option. Nothing is left behind.
-    pub fn build(self) -> Result<IoreqServer<H>> {
+    /// more than 128 vCPUs or a bad option. Nothing is left behind; but a server that was to be taken over stays as it was.
+    /// With [`take_over`](Self::take_over): `NoSuchServer` without a record, or when Xen has destroyed the server;
+    /// `InvalidArgument` when the record is of another boot, domain, or incarnation of the domain id, and while the process that
+    /// made it still lives.
+    pub fn build(mut self) -> Result<IoreqServer<H>> {
         let vcpus = self.hv.vcpus()?;
         let bad = |what: String| {
             let err = Error::new(Op::Configure, ErrorKind::InvalidArgument);
@@ -149,23 +190,54 @@ impl<H: Hypervisor> Builder<H> {
         if self.workers == Workers::Count(0) {
             return Err(bad("0 workers: at least one is needed".into()));
         }
+        let record = self.recorded()?;
+        if self.take_over
+            && let Some(found) = &record
+        {
+            let core = self.set_up(found.record().server, vcpus, record)?;
+            return Ok(IoreqServer::new(Arc::new(core)));
+        }
+        let hv = Arc::clone(&self.hv);
         let created = Created {
-            hv: &*self.hv,
-            id: self.hv.create_server(self.bufioreq)?,
+            hv: &*hv,
+            id: hv.create_server(self.bufioreq)?,
             keep: false,
         };
-        let core = self.set_up(created.id, vcpus)?;
+        let core = self.set_up(created.id, vcpus, record)?;
         created.keep();
         Ok(IoreqServer::new(Arc::new(core)))
     }
 
-    fn set_up(&self, id: ServerId, vcpus: u32) -> Result<Core<H>> {
+    /// The record to write, or the one that was found.
+    fn recorded(&mut self) -> Result<Option<RecordFile>> {
+        let Some(path) = &self.record else {
+            return Ok(None);
+        };
+        let identity = match self.identity.take() {
+            Some(identity) => identity,
+            None => self.hv.identity()?,
+        };
+        let mut record = RecordFile::of(path, self.hv.domid(), identity)?;
+        if self.take_over {
+            record = record.found()?;
+            self.bufioreq = match record.record().buffered {
+                true => BufIoreq::Atomic,
+                false => BufIoreq::Off,
+            };
+        }
+        Ok(Some(record))
+    }
+
+    fn set_up(&self, id: ServerId, vcpus: u32, mut record: Option<RecordFile>) -> Result<Core<H>> {
         let hv = &self.hv;
         let slots = Arc::new(Slots::new(hv.ioreq_page(id)?, vcpus)?);
         let ring = match self.bufioreq {
             BufIoreq::Off => None,
             BufIoreq::Atomic => Some(BufferedRing::new(hv.buffered_page(id)?)),
         };
+        if let Some(record) = record.as_mut().filter(|_| !self.take_over) {
+            record.created(id, ring.is_some())?;
+        }
         hv.set_server_state(id, true)?;
 
         let grace = Grace::new();
@@ -206,13 +278,18 @@ impl<H: Hypervisor> Builder<H> {
         let pages = PageMap::new(self.last_gfn, Arc::clone(&grace))?;
         let routes = Dispatcher::new(&grace);
         let hv = Arc::clone(hv);
+        let inherited = self.take_over;
         Ok(Core::new(
-            hv, id, pages, routes, grace, slots, ring, counters, groups, wakers,
+            hv, id, pages, routes, grace, slots, ring, counters, groups, wakers, record, inherited,
         ))
     }
 
     pub(super) fn polling_policy(&self) -> Polling {
         self.polling
+    }
+
+    pub(super) fn takes_over(&self) -> bool {
+        self.take_over
     }
 
     pub(super) fn sample_every(&self) -> u32 {

@@ -14,6 +14,7 @@ use super::carry::Carry;
 use super::control::ControlSignal;
 use super::group::Group;
 use super::log_limit::LogLimit;
+use super::record::RecordFile;
 use super::waker::Waker;
 use crate::abi::{IOREQ_TYPE_COPY, STATE_IOREQ_INPROCESS, STATE_IOREQ_READY, STATE_IORESP_READY};
 use crate::claim::{Ledger, Look, Step, UnmarkReport};
@@ -67,6 +68,10 @@ pub(crate) struct Core<H: Hypervisor> {
     pub(super) memory_told: AtomicU64,
     pub(super) log_limit: LogLimit,
     pub(super) clock: Mutex<Option<ClockListener>>,
+    /// For whoever takes the server over if this process dies.
+    record: Option<Mutex<RecordFile>>,
+    /// The server was taken over: its ranges and its claim are Xen's knowledge, not this process's.
+    pub(super) inherited: bool,
     ledger: Mutex<Ledger>,
     trackers: Mutex<Vec<Weak<TrackerShared>>>,
 }
@@ -87,6 +92,8 @@ impl<H: Hypervisor> Core<H> {
         counters: Arc<PerWorker<WorkerCounters>>,
         groups: Vec<Group<H>>,
         wakers: Vec<Arc<Waker>>,
+        record: Option<RecordFile>,
+        inherited: bool,
     ) -> Self {
         let vcpus = PerWorker::new(slots.vcpus() as usize);
         Core {
@@ -107,6 +114,8 @@ impl<H: Hypervisor> Core<H> {
             memory_told: AtomicU64::new(0),
             log_limit: LogLimit::new(),
             clock: Mutex::new(None),
+            record: record.map(Mutex::new),
+            inherited,
             ledger: Mutex::new(Ledger::default()),
             trackers: Mutex::new(Vec::new()),
         }
@@ -115,6 +124,22 @@ impl<H: Hypervisor> Core<H> {
     /// An error of this server.
     pub(crate) fn error(&self, op: Op, kind: ErrorKind) -> Error {
         Error::new(op, kind).domain(self.hv.domid()).server(self.id)
+    }
+
+    fn record(&self) -> Option<MutexGuard<'_, RecordFile>> {
+        let record = self.record.as_ref()?;
+        Some(record.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Written down before claiming, and after disclaiming.
+    pub(crate) fn record_claim(&self, claimed: bool) -> Result<(), Error> {
+        self.record()
+            .map_or(Ok(()), |mut record| record.set_claimed(claimed))
+    }
+
+    /// Whether the server that was taken over may own the memory type already.
+    pub(crate) fn inherits_claim(&self) -> bool {
+        self.inherited && self.record().is_some_and(|record| record.record().claimed)
     }
 
     pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -414,8 +439,16 @@ impl<H: Hypervisor> Drop for Core<H> {
         // The claim holds the core, so it is gone by now, and its pages with it.
         match self.hv.destroy_server(self.id) {
             Ok(()) => {}
-            Err(err) if matches!(err.kind(), ErrorKind::DomainGone | ErrorKind::TakenOver) => {}
-            Err(err) => tracing::warn!(%err, "the server could not be destroyed"),
+            // Another process serves it, and its record is that process's.
+            Err(err) if err.kind() == ErrorKind::TakenOver => return,
+            Err(err) if matches!(err.kind(), ErrorKind::DomainGone | ErrorKind::NoSuchServer) => {}
+            Err(err) => {
+                tracing::warn!(%err, "the server could not be destroyed");
+                return;
+            }
+        }
+        if let Some(record) = self.record() {
+            record.remove();
         }
     }
 }

@@ -158,6 +158,7 @@ impl<H: Hypervisor> Group<H> {
             suspended: 0,
             sample_every: options.sample_every(),
             until_sample: 0,
+            inherited: options.takes_over(),
         };
         Ok(Group {
             reader,

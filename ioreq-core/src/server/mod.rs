@@ -18,6 +18,7 @@ mod group;
 mod ioreq_server;
 mod log_limit;
 mod polling;
+mod record;
 mod routing;
 mod run;
 mod service;
@@ -29,6 +30,7 @@ pub use dma::{Dma, DmaError};
 pub use exit::Exit;
 pub use ioreq_server::{Control, DestroyError, IoreqServer};
 pub use polling::Polling;
+pub use record::ServerRecord;
 pub use run::Running;
 pub use subscriber::{Budget, Subscriber, SubscriberExit};
 

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::core::Core;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::handler::Handler;
 use crate::hypervisor::Hypervisor;
 use crate::range::IoRange;
@@ -24,7 +24,10 @@ impl<H: Hypervisor> Core<H> {
         let slots = self.worker_slots();
         let id = self.routes.add(&mut known, name, range, handler, slots);
         let id = id.map_err(|err| err.domain(self.hv.domid()).server(self.id))?;
-        if let Err(err) = self.hv.map_range(self.id, range) {
+        if let Err(err) = self.hv.map_range(self.id, range)
+            // Taken over with the server.
+            && !(self.inherited && err.kind() == ErrorKind::RangeExists)
+        {
             // Never registered, so nothing was routed by it.
             self.routes.retract(&mut known, id)?;
             return Err(err);

@@ -12,7 +12,7 @@ use super::carry::Carry;
 use super::core::Core;
 use super::group::{Member, Posted, Suspended, set_parked};
 use super::waker::Waker;
-use crate::abi::STATE_IOREQ_READY;
+use crate::abi::{STATE_IOREQ_READY, STATE_IORESP_READY};
 use crate::audit;
 use crate::dispatch::ReadGuard;
 use crate::handler::{Pending, Reply};
@@ -61,6 +61,8 @@ pub(super) struct Service<H: Hypervisor> {
     pub(super) suspended: usize,
     pub(super) sample_every: u32,
     pub(super) until_sample: u32,
+    /// The slots are as another process left them, which died.
+    pub(super) inherited: bool,
 }
 
 impl<H: Hypervisor> Service<H> {
@@ -77,6 +79,10 @@ impl<H: Hypervisor> Service<H> {
     pub(super) fn pass(&mut self, core: &Core<H>, guard: &mut ReadGuard<'_>) -> usize {
         self.refresh_memory(core);
         let mut served = 0;
+        if self.inherited {
+            self.inherited = false;
+            served += self.inherit(core, guard);
+        }
         for at in 0..self.members.len() {
             let Some(member) = self.members.get_mut(at) else {
                 continue;
@@ -103,6 +109,29 @@ impl<H: Hypervisor> Service<H> {
         if self.suspended > 0 {
             served += self.resume(core, guard);
             self.report_overruns(core);
+        }
+        served
+    }
+
+    /// The first look at slots that another process served: what it took is served again, what it answered is notified again.
+    #[cold]
+    fn inherit(&mut self, core: &Core<H>, guard: &mut ReadGuard<'_>) -> usize {
+        let mut served = 0;
+        for at in 0..self.members.len() {
+            let Some(member) = self.members.get(at) else {
+                continue;
+            };
+            let (vcpu, port) = (member.vcpu, member.port);
+            let Some(slot) = core.slots.get(vcpu) else {
+                continue;
+            };
+            if let Some(taken) = slot.resume() {
+                served += 1 + core.drain_ring(&*self.memory, guard, self.index);
+                self.serve(core, guard, Caller { at, vcpu, port }, taken);
+            } else if slot.state() == STATE_IORESP_READY {
+                self.notify(core, port);
+            }
+            guard.quiesce();
         }
         served
     }

@@ -67,8 +67,14 @@ pub struct DomctlGetDomainInfo {
     pub info_pad: u16,
     /// Out: `XEN_DOMINF_*`
     pub info_flags: u32,
+    /// Out: numbers that are of no interest here.
+    pub info_numbers: [u64; 7],
+    /// Out: CPUs, and the like.
+    pub info_more: [u32; 3],
+    /// Out: the domain's UUID, or whatever the toolstack gave it.
+    pub info_handle: [u8; 16],
     /// The rest of the union, which grows.
-    pub rest: [u64; 15],
+    pub rest: [u32; 9],
 }
 
 const _: () = {
@@ -76,4 +82,5 @@ const _: () = {
     assert!(size_of::<DomctlGetDomainInfo>() == 144);
     assert!(offset_of!(DomctlGetDomainInfo, info_domain) == 16);
     assert!(offset_of!(DomctlGetDomainInfo, info_flags) == 20);
+    assert!(offset_of!(DomctlGetDomainInfo, info_handle) == 92);
 };

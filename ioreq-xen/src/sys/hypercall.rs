@@ -69,6 +69,7 @@ unsafe impl Argument for u16 {}
 pub(crate) struct DomainInfo {
     pub(crate) domid: DomId,
     pub(crate) flags: u32,
+    pub(crate) handle: [u8; 16],
 }
 
 impl Privcmd {
@@ -162,12 +163,16 @@ impl Privcmd {
             info_domain: 0,
             info_pad: 0,
             info_flags: 0,
-            rest: [0; 15],
+            info_numbers: [0; 7],
+            info_more: [0; 3],
+            info_handle: [0; 16],
+            rest: [0; 9],
         };
         let (_, value) = self.hypercall(HYPERVISOR_DOMCTL, [0; 5], 0, value)?;
         Ok(DomainInfo {
             domid: DomId(value.info_domain),
             flags: value.info_flags,
+            handle: value.info_handle,
         })
     }
 }
