@@ -3,8 +3,8 @@
 //! UNSAFETY: dereferences tagged atomic pointers; the registry of readers keeps what they point to.
 //!
 //! The parts of the index of a [`RangeMap`](super::RangeMap). A *link* stands for a piece of the space and leads to what can
-//! answer there: nobody, the only range that touches the piece, a short list of ranges, or a finer table of links. The two
-//! low bits of the pointer tell which, so that following a link is one load.
+//! answer there: nobody, the only range that touches the piece, a finer table of links, or (far up in the space) a list of
+//! ranges. The two low bits of the pointer tell which, so that following a link is one load.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -18,26 +18,34 @@ use crate::sync::atomic::{AtomicPtr, Ordering};
 /// What a link leads to in the end.
 pub(super) type Entry<R> = Ranged<MmioRange, R>;
 
-/// log2 of the links of a [`Finer`] table.
-pub(super) const FINER_SHIFT: u32 = if cfg!(loom) { 1 } else { 9 };
-const FINER: usize = 1 << FINER_SHIFT;
+/// log2 of the links of a table of [`Pages`].
+pub(super) const PAGES_SHIFT: u32 = if cfg!(loom) { 1 } else { 9 };
+/// log2 of the links of a table of [`Cells`].
+pub(super) const CELLS_SHIFT: u32 = if cfg!(loom) { 1 } else { 6 };
+
+/// The links of the pages of a region.
+pub(super) type Pages<R> = Table<R, { 1 << PAGES_SHIFT }>;
+/// The links of the lines of a page, or of the addresses of a line.
+pub(super) type Cells<R> = Table<R, { 1 << CELLS_SHIFT }>;
 
 /// The two bits of a link's pointer that are not an address.
 const TAG: usize = 3;
 const TAG_ONE: usize = 0;
 const TAG_LIST: usize = 1;
-const TAG_FINER: usize = 2;
+const TAG_PAGES: usize = 2;
+const TAG_CELLS: usize = 3;
 
 // The tag fits below every address that a link holds: an entry holds u64s, a list and a table hold pointers.
 const _: () = assert!(align_of::<Entry<()>>() > TAG);
-const _: () = assert!(align_of::<List<()>>() > TAG && align_of::<Finer<()>>() > TAG);
+const _: () = assert!(align_of::<List<()>>() > TAG && align_of::<Cells<()>>() > TAG);
 
 /// What a link leads to.
 pub(super) enum Target<'a, R> {
     Nobody,
     One(&'a Entry<R>),
     List(&'a List<R>),
-    Finer(&'a Finer<R>),
+    Pages(&'a Pages<R>),
+    Cells(&'a Cells<R>),
 }
 
 /// What a link is given, and owns from then on; entries are owned by the map.
@@ -45,7 +53,8 @@ pub(super) enum Lead<R> {
     Nobody,
     One(*const Entry<R>),
     List(Box<List<R>>),
-    Finer(Box<Finer<R>>),
+    Pages(Box<Pages<R>>),
+    Cells(Box<Cells<R>>),
 }
 
 /// A tagged pointer, null at first.
@@ -77,8 +86,10 @@ impl<R: Send + Sync + 'static> Link<R> {
             TAG_ONE => Target::One(unsafe { &*pointer.cast::<Entry<R>>() }),
             // SAFETY: the tag says that this came from a list in `lead`; the caller keeps it.
             TAG_LIST => Target::List(unsafe { &*pointer.cast::<List<R>>() }),
-            // SAFETY: the tag says that this came from a table in `lead`; the caller keeps it.
-            _ => Target::Finer(unsafe { &*pointer.cast::<Finer<R>>() }),
+            // SAFETY: the tag says that this came from such a table in `lead`; the caller keeps it.
+            TAG_PAGES => Target::Pages(unsafe { &*pointer.cast::<Pages<R>>() }),
+            // SAFETY: the tag says that this came from such a table in `lead`; the caller keeps it.
+            _ => Target::Cells(unsafe { &*pointer.cast::<Cells<R>>() }),
         }
     }
 
@@ -88,7 +99,8 @@ impl<R: Send + Sync + 'static> Link<R> {
             Lead::Nobody => (std::ptr::null_mut(), TAG_ONE),
             Lead::One(entry) => (entry.cast_mut().cast::<()>(), TAG_ONE),
             Lead::List(list) => (Box::into_raw(list).cast::<()>(), TAG_LIST),
-            Lead::Finer(finer) => (Box::into_raw(finer).cast::<()>(), TAG_FINER),
+            Lead::Pages(pages) => (Box::into_raw(pages).cast::<()>(), TAG_PAGES),
+            Lead::Cells(cells) => (Box::into_raw(cells).cast::<()>(), TAG_CELLS),
         };
         // Relaxed: only whoever holds the map's lock comes here.
         let old = self.0.load(Ordering::Relaxed);
@@ -102,10 +114,15 @@ impl<R: Send + Sync + 'static> Link<R> {
                 let list = unsafe { Box::from_raw(pointer.cast::<List<R>>()) };
                 unlinked.lists.push(list);
             }
-            TAG_FINER => {
+            TAG_PAGES => {
                 // SAFETY: from `Box::into_raw` above, and the link that owned it leads elsewhere.
-                let finer = unsafe { Box::from_raw(pointer.cast::<Finer<R>>()) };
-                unlinked.finer.push(finer);
+                let pages = unsafe { Box::from_raw(pointer.cast::<Pages<R>>()) };
+                unlinked.pages.push(pages);
+            }
+            TAG_CELLS => {
+                // SAFETY: from `Box::into_raw` above, and the link that owned it leads elsewhere.
+                let cells = unsafe { Box::from_raw(pointer.cast::<Cells<R>>()) };
+                unlinked.cells.push(cells);
             }
             _ => {}
         }
@@ -117,7 +134,9 @@ impl<R: Send + Sync + 'static> Link<R> {
 pub(super) struct Unlinked<R> {
     #[allow(clippy::vec_box, reason = "readers look at them where they are")]
     lists: Vec<Box<List<R>>>,
-    finer: Vec<Box<Finer<R>>>,
+    pages: Vec<Box<Pages<R>>>,
+    #[allow(clippy::vec_box, reason = "readers look at them where they are")]
+    cells: Vec<Box<Cells<R>>>,
     entry: Option<Arc<Entry<R>>>,
 }
 
@@ -126,31 +145,34 @@ impl<R: Send + Sync + 'static> Unlinked<R> {
     pub(super) fn new(entry: Option<Arc<Entry<R>>>) -> Self {
         Unlinked {
             lists: Vec::new(),
-            finer: Vec::new(),
+            pages: Vec::new(),
+            cells: Vec::new(),
             entry,
         }
     }
 
     /// Frees it all when no reader looks at it any more.
     pub(super) fn retire(self, grace: &Grace) {
-        if self.entry.is_some() || !self.lists.is_empty() || !self.finer.is_empty() {
+        let tables = self.lists.len() + self.pages.len() + self.cells.len();
+        if self.entry.is_some() || tables > 0 {
             grace.retire(move || drop(self));
         }
     }
 }
 
 /// The links of the pieces of a piece.
-pub(super) struct Finer<R>([Link<R>; FINER]);
+pub(super) struct Table<R, const N: usize>([Link<R>; N]);
 
 // SAFETY: an array of what is valid when zeroed.
-unsafe impl<R> Zero for Finer<R> {
+unsafe impl<R, const N: usize> Zero for Table<R, N> {
     fn zero() -> Self {
-        Finer(std::array::from_fn(|_| Zero::zero()))
+        Table(std::array::from_fn(|_| Zero::zero()))
     }
 }
 
-impl<R> Finer<R> {
+impl<R, const N: usize> Table<R, N> {
     pub(super) fn new() -> Box<Self> {
+        const { assert!(N.is_power_of_two()) }
         boxed()
     }
 
@@ -158,7 +180,7 @@ impl<R> Finer<R> {
     #[inline]
     pub(super) fn link(&self, piece: u64) -> &Link<R> {
         #[allow(clippy::cast_possible_truncation, reason = "below the table's length")]
-        let at = (piece & (FINER as u64 - 1)) as usize;
+        let at = (piece & (N as u64 - 1)) as usize;
         &self.0[at]
     }
 }

@@ -4,17 +4,20 @@
 //!
 //! Ranges of a 64-bit space: MMIO addresses, and PCI functions as they lie in an ECAM window.
 //!
-//! An index by address, so that a look-up costs the same few dependent loads however many ranges there are: the root has a
-//! link per 2 MiB of the first 2^40 bytes, a table below it one per 4 KiB. A link leads straight to a range where only one
-//! touches its piece, so a large range costs a link per 2 MiB, and a lone one no table. Pages that several ranges share have
-//! a short sorted list, and so has all that lies above. The root is zeroed memory, mapped where it is touched.
+//! An index by address, so that a look-up costs the same few dependent loads however many ranges there are, and no search: the
+//! root has a link per 2 MiB of the first 2^40 bytes, tables below it one per 4 KiB, per 64 bytes and per byte. A link leads
+//! straight to a range where only one touches its piece, so a large range costs a link per 2 MiB, a lone one no table, and
+//! only pages that several ranges share have tables of their own (512 bytes each). What lies above has a sorted list. The
+//! root is zeroed memory, mapped where it is touched.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 
 use super::grace::{Grace, ReadGuard};
-use super::link::{Entry, FINER_SHIFT, Finer, Lead, Link, List, Target, Unlinked};
+use super::link::{
+    CELLS_SHIFT, Cells, Entry, Lead, Link, List, PAGES_SHIFT, Pages, Target, Unlinked,
+};
 use super::ranged::{Conflict, Ranged};
 use super::zeroed::table;
 use crate::range::MmioRange;
@@ -22,8 +25,12 @@ use crate::sync::{Mutex, MutexGuard};
 
 /// log2 of the addresses of a page.
 const PAGE_SHIFT: u32 = if cfg!(loom) { 1 } else { 12 };
-/// log2 of the addresses under a link of the root.
-const REGION_SHIFT: u32 = PAGE_SHIFT + FINER_SHIFT;
+/// log2 of the addresses of a line, the pieces of a page. (Under loom a line is an address.)
+const LINE_SHIFT: u32 = PAGE_SHIFT - CELLS_SHIFT;
+/// log2 of the addresses of a region, under a link of the root.
+const REGION_SHIFT: u32 = PAGE_SHIFT + PAGES_SHIFT;
+// Tables of two sizes cover it all, down to single addresses.
+const _: () = assert!(LINE_SHIFT == 0 || LINE_SHIFT == CELLS_SHIFT);
 /// Links of the root.
 const REGIONS: u64 = if cfg!(loom) { 2 } else { 1 << 19 };
 /// The last address that the root knows.
@@ -76,15 +83,23 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
         guard.check(&self.grace);
         // SAFETY: `guard` is of the registry that what links lead to is retired to (checked), and cannot quiesce in `'g`.
         let mut target: Target<'g, R> = unsafe { self.region(addr >> REGION_SHIFT).follow() };
-        if let Target::Finer(finer) = target {
+        if let Target::Pages(pages) = target {
             // SAFETY: as above.
-            target = unsafe { finer.link(addr >> PAGE_SHIFT).follow() };
+            target = unsafe { pages.link(addr >> PAGE_SHIFT).follow() };
+        }
+        if let Target::Cells(lines) = target {
+            // SAFETY: as above.
+            target = unsafe { lines.link(addr >> LINE_SHIFT).follow() };
+            if let Target::Cells(addrs) = target {
+                // SAFETY: as above.
+                target = unsafe { addrs.link(addr).follow() };
+            }
         }
         let entry: &'g Entry<R> = match target {
             Target::One(entry) => entry,
             // SAFETY: as above.
             Target::List(list) => unsafe { list.below(addr) }?,
-            Target::Nobody | Target::Finer(_) => return None,
+            Target::Nobody | Target::Pages(_) | Target::Cells(_) => return None,
         };
         entry.range.covers(addr, len).then_some(&entry.route)
     }
@@ -161,48 +176,65 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
         let last = changed.last().min(NEAR_LAST);
         // Empty if all of it is far.
         for number in changed.first() >> REGION_SHIFT..=last >> REGION_SHIFT {
-            self.relink_region(&change, number, &mut unlinked);
+            let region = Piece {
+                number,
+                shift: REGION_SHIFT,
+            };
+            change.relink(self.region(number), region, &mut unlinked);
         }
         if changed.last() > NEAR_LAST
             && let Ok(far) = MmioRange::new(NEAR_LAST + 1, u64::MAX)
         {
-            self.far.lead(change.lead(far), &mut unlinked);
+            let lead = match change.found(far) {
+                Found::Nobody => Lead::Nobody,
+                Found::One(entry) => Lead::One(entry),
+                Found::Several => Lead::List(List::new(change.touching(far))),
+            };
+            self.far.lead(lead, &mut unlinked);
         }
         // Entries, lists and tables go together, after the last link that led to one of them.
         unlinked.retire(&self.grace);
     }
+}
 
-    fn relink_region(&self, change: &Change<'_, R>, number: u64, unlinked: &mut Unlinked<R>) {
-        let link = self.region(number);
-        let region = piece(number, REGION_SHIFT);
-        // SAFETY: links change under the lock that our caller holds.
-        if let Target::Finer(finer) = unsafe { link.follow() } {
-            for page in pages(region, change.changed) {
-                finer
-                    .link(page)
-                    .lead(change.lead(piece(page, PAGE_SHIFT)), unlinked);
-            }
-            // A table stays until nobody is left: one that comes and goes costs no table each time.
-            if change.touching(region).next().is_none() {
-                link.lead(Lead::Nobody, unlinked);
-            }
-            return;
-        }
-        let lead = match change.lead(region) {
-            // Too coarse for a list: look at its pages.
-            Lead::List(_) => {
-                let finer = Finer::new();
-                for page in pages(region, region) {
-                    finer
-                        .link(page)
-                        .lead(change.lead(piece(page, PAGE_SHIFT)), unlinked);
-                }
-                Lead::Finer(finer)
-            }
-            lead => lead,
-        };
-        link.lead(lead, unlinked);
+/// Addresses that share a link.
+#[derive(Clone, Copy)]
+struct Piece {
+    /// Its number, of all pieces of this size in the space.
+    number: u64,
+    /// log2 of its addresses.
+    shift: u32,
+}
+
+impl Piece {
+    fn addrs(self) -> MmioRange {
+        let first = self.number << self.shift;
+        MmioRange::new(first, first | ((1 << self.shift) - 1)).expect("its low bits are all ones")
     }
+
+    /// log2 of the addresses of the pieces of this piece.
+    fn finer(self) -> u32 {
+        if self.shift > PAGE_SHIFT {
+            PAGE_SHIFT
+        } else {
+            self.shift - CELLS_SHIFT
+        }
+    }
+
+    /// The pieces of this piece that `part` touches, which is one at least.
+    fn parts(self, part: MmioRange) -> impl Iterator<Item = Piece> {
+        let (all, shift) = (self.addrs(), self.finer());
+        let first = all.first().max(part.first()) >> shift;
+        let last = all.last().min(part.last()) >> shift;
+        (first..=last).map(move |number| Piece { number, shift })
+    }
+}
+
+/// Whom a piece belongs to.
+enum Found<R> {
+    Nobody,
+    One(*const Entry<R>),
+    Several,
 }
 
 /// A range that comes or goes.
@@ -213,25 +245,76 @@ struct Change<'a, R> {
     new: Option<&'a Arc<Entry<R>>>,
 }
 
-impl<'a, R> Change<'a, R> {
+impl<'a, R: Send + Sync + 'static> Change<'a, R> {
     /// The entries that touch `piece`, in order.
     fn touching(&self, piece: MmioRange) -> impl Iterator<Item = &'a Arc<Entry<R>>> + use<'a, R> {
         touching(self.entries, piece)
     }
 
-    /// What the link of `piece` has to lead to.
-    fn lead(&self, piece: MmioRange) -> Lead<R> {
+    /// Whom `piece` belongs to.
+    fn found(&self, piece: MmioRange) -> Found<R> {
         if self.changed.first() <= piece.first() && piece.last() <= self.changed.last() {
             // Ranges are disjoint: nobody else is here.
             return self
                 .new
-                .map_or(Lead::Nobody, |entry| Lead::One(Arc::as_ptr(entry)));
+                .map_or(Found::Nobody, |entry| Found::One(Arc::as_ptr(entry)));
         }
         let mut here = self.touching(piece);
         match (here.next(), here.next()) {
-            (None, _) => Lead::Nobody,
-            (Some(entry), None) => Lead::One(Arc::as_ptr(entry)),
-            _ => Lead::List(List::new(self.touching(piece))),
+            (None, _) => Found::Nobody,
+            (Some(entry), None) => Found::One(Arc::as_ptr(entry)),
+            _ => Found::Several,
+        }
+    }
+
+    /// Makes the link of `piece` lead to whom the piece belongs to now. Under the map's lock.
+    fn relink(&self, link: &Link<R>, piece: Piece, unlinked: &mut Unlinked<R>) {
+        // SAFETY: links change under the lock that our caller holds.
+        match unsafe { link.follow() } {
+            Target::Pages(pages) => {
+                self.relink_parts(|number| pages.link(number), piece, self.changed, unlinked);
+            }
+            Target::Cells(cells) => {
+                self.relink_parts(|number| cells.link(number), piece, self.changed, unlinked);
+            }
+            _ => {
+                let lead = match self.found(piece.addrs()) {
+                    Found::Nobody => Lead::Nobody,
+                    Found::One(entry) => Lead::One(entry),
+                    Found::Several => self.table(piece, unlinked),
+                };
+                link.lead(lead, unlinked);
+                return;
+            }
+        }
+        // A table stays until nobody is left: one that comes and goes costs no table each time.
+        if self.touching(piece.addrs()).next().is_none() {
+            link.lead(Lead::Nobody, unlinked);
+        }
+    }
+
+    /// A table for a piece that several ranges share; never a single address, as ranges are disjoint.
+    fn table(&self, piece: Piece, unlinked: &mut Unlinked<R>) -> Lead<R> {
+        if piece.shift > PAGE_SHIFT {
+            let pages = Pages::new();
+            self.relink_parts(|number| pages.link(number), piece, piece.addrs(), unlinked);
+            Lead::Pages(pages)
+        } else {
+            let cells = Cells::new();
+            self.relink_parts(|number| cells.link(number), piece, piece.addrs(), unlinked);
+            Lead::Cells(cells)
+        }
+    }
+
+    fn relink_parts<'l>(
+        &self,
+        link: impl Fn(u64) -> &'l Link<R>,
+        piece: Piece,
+        part: MmioRange,
+        unlinked: &mut Unlinked<R>,
+    ) {
+        for part in piece.parts(part) {
+            self.relink(link(part.number), part, unlinked);
         }
     }
 }
@@ -248,19 +331,6 @@ fn touching<R>(
         .into_iter()
         .chain(inside)
         .map(|(_, entry)| entry)
-}
-
-/// The addresses of the piece with this number, of those of size `1 << shift`.
-fn piece(number: u64, shift: u32) -> MmioRange {
-    let first = number << shift;
-    MmioRange::new(first, first | ((1 << shift) - 1)).expect("its low bits are all ones")
-}
-
-/// Numbers of the pages of `region` that `part` touches, which is one at least.
-fn pages(region: MmioRange, part: MmioRange) -> impl Iterator<Item = u64> {
-    let first = region.first().max(part.first()) >> PAGE_SHIFT;
-    let last = region.last().min(part.last()) >> PAGE_SHIFT;
-    first..=last
 }
 
 impl<R: Send + Sync + 'static> Drop for RangeMap<R> {
