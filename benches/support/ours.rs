@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use ioreq::dispatch::{Counted, Grace, PageMap, PortMap, RangeMap};
 use ioreq::handler::{
-    Access, Context, Handler, PageHandler, PageWrite, Space, Verdict, WriteSource,
+    Access, Context, Handler, PageHandler, PageOutcome, PageWrite, Space, Verdict, WriteOutcome,
+    WriteSource,
 };
 use ioreq::memory::MappedRegion;
 use ioreq::{DomId, Gfn, GfnRange, MmioRange, PortRange, VcpuId, Width};
@@ -20,6 +21,12 @@ use super::walk::Walk;
 
 /// No guest memory: handlers here store nothing.
 type NoRam = GuestRegionCollection<MappedRegion>;
+
+/// The server has more to do then; here it is a mistake.
+#[cold]
+fn refused() {
+    panic!("the device takes everything");
+}
 
 /// What a range leads to.
 struct Route {
@@ -71,7 +78,10 @@ impl Contender for Ranges {
                     offset: addr - route.base,
                     width: Width::B4,
                 };
-                let _done = route.handler.write(&cx, access, value.into());
+                let outcome = route.handler.write(&cx, access, value.into());
+                if !matches!(outcome, WriteOutcome::Done) {
+                    refused();
+                }
             }
             guard.quiesce();
         });
@@ -125,7 +135,10 @@ impl Contender for Ports {
                     offset: addr - route.base,
                     width: Width::B4,
                 };
-                let _done = route.handler.write(&cx, access, value.into());
+                let outcome = route.handler.write(&cx, access, value.into());
+                if !matches!(outcome, WriteOutcome::Done) {
+                    refused();
+                }
             }
             guard.quiesce();
         });
@@ -207,7 +220,10 @@ impl Pages {
             WriteSource::Trapped,
             &self.ram,
         );
-        let _verdict = write.map(|write| handler.write(cx, &write));
+        let outcome = write.map(|write| handler.write(cx, &write));
+        if !matches!(outcome, Some(PageOutcome::Drop)) {
+            refused();
+        }
     }
 
     fn finds(&self, addr: u64) -> bool {

@@ -39,10 +39,10 @@ const TAG_CELLS: usize = 3;
 const _: () = assert!(align_of::<Entry<()>>() > TAG);
 const _: () = assert!(align_of::<List<()>>() > TAG && align_of::<Cells<()>>() > TAG);
 
-/// What a link leads to.
+/// What a link leads to. In the shape of the tagged pointer, so that telling which costs nothing.
 pub(super) enum Target<'a, R> {
-    Nobody,
-    One(&'a Entry<R>),
+    /// The only range that touches the piece; or nobody does.
+    One(Option<&'a Entry<R>>),
     List(&'a List<R>),
     Pages(&'a Pages<R>),
     Cells(&'a Cells<R>),
@@ -78,12 +78,9 @@ impl<R: Send + Sync + 'static> Link<R> {
         // Acquire: pairs with the Release in `lead`: what it leads to is whole.
         let tagged = self.0.load(Ordering::Acquire);
         let pointer = tagged.map_addr(|addr| addr & !TAG);
-        if pointer.is_null() {
-            return Target::Nobody;
-        }
         match tagged.addr() & TAG {
-            // SAFETY: the tag says that this came from an entry in `lead`; the caller keeps it.
-            TAG_ONE => Target::One(unsafe { &*pointer.cast::<Entry<R>>() }),
+            // SAFETY: the tag says that this is null or came from an entry in `lead`; the caller keeps it.
+            TAG_ONE => Target::One(unsafe { pointer.cast::<Entry<R>>().as_ref() }),
             // SAFETY: the tag says that this came from a list in `lead`; the caller keeps it.
             TAG_LIST => Target::List(unsafe { &*pointer.cast::<List<R>>() }),
             // SAFETY: the tag says that this came from such a table in `lead`; the caller keeps it.

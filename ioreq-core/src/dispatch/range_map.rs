@@ -96,10 +96,10 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
             }
         }
         let entry: &'g Entry<R> = match target {
-            Target::One(entry) => entry,
+            Target::One(entry) => entry?,
             // SAFETY: as above.
             Target::List(list) => unsafe { list.below(addr) }?,
-            Target::Nobody | Target::Pages(_) | Target::Cells(_) => return None,
+            Target::Pages(_) | Target::Cells(_) => return None,
         };
         entry.range.covers(addr, len).then_some(&entry.route)
     }
