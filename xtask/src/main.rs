@@ -5,6 +5,7 @@
 mod bench;
 mod breaks;
 mod doc_examples;
+mod main_job;
 mod mutants;
 mod packages;
 mod run;

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
 
 use crate::run::{cargo, root, succeed};
-use crate::{breaks, doc_examples, packages, source};
+use crate::{breaks, doc_examples, main_job, packages, source};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -45,7 +45,11 @@ const STEPS: &[Step] = &[
         docs,
     ),
     ("tests", "unit, integration and doc tests", tests),
-    ("examples", "examples build; the main job runs", examples),
+    (
+        "examples",
+        "examples build; the main job shows what it promises",
+        main_job::run,
+    ),
     (
         "audit",
         "the request path's audit: no lock, no allocation",
@@ -148,20 +152,6 @@ fn docs() -> Result<()> {
 
 fn tests() -> Result<()> {
     succeed(&mut cargo(&root(), &["test", "--workspace"]))
-}
-
-fn examples() -> Result<()> {
-    let job = [
-        "run",
-        "--release",
-        "--example",
-        "vgpu",
-        "--",
-        "--submissions",
-        "2000",
-    ];
-    succeed(&mut cargo(&root(), &["build", "--release", "--examples"]))?;
-    succeed(&mut cargo(&root(), &job))
 }
 
 fn audit() -> Result<()> {
