@@ -217,6 +217,28 @@ fn a_page_that_cannot_be_tracked_again_goes_on_being_read() {
 }
 
 #[test]
+fn a_page_whose_tracking_cannot_be_ended_is_read_all_the_same() {
+    let (world, root) = world();
+    burst(&world, 4, 8, 0);
+    world.shadow.submit(root);
+    burst(&world, 4, 8, 1);
+    world.tracker.keeps.store(true, Ordering::Relaxed);
+    world.shadow.submit(root);
+    let before = world.traps();
+    burst(&world, 4, 8, 2);
+    assert_eq!(world.traps(), before + 8, "it is tracked as before");
+    world.shadow.submit(root);
+    world.check(root, L4);
+    let stats = world.shadow.stats();
+    assert_eq!((stats.untracked_failed, stats.out_of_sync_now), (1, 1));
+    assert_eq!(stats.traps_avoided, 0);
+    world.entry(3, 0, 0);
+    assert_eq!(world.shadow.stats().out_of_sync_now, 0);
+    world.shadow.destroy(root).unwrap();
+    assert_eq!(world.shadow.stats().untracked_failed, 1 + 3);
+}
+
+#[test]
 fn no_more_than_the_bound_are_out() {
     let configure = |builder: ShadowBuilder| builder.out_of_sync(policy(4).at_most(1));
     let world = World::with(64, configure);

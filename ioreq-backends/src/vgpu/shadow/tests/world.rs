@@ -99,6 +99,8 @@ pub(super) type Pages = HashMap<u64, (Arc<Mutex<()>>, Option<Arc<dyn PageHandler
 pub(super) struct Tracker {
     pub(super) pages: Mutex<Pages>,
     pub(super) never_leaves: AtomicBool,
+    /// Untracking fails, as when the claim is gone.
+    pub(super) keeps: AtomicBool,
     pub(super) refuse: Mutex<BTreeSet<u64>>,
     /// Run when a page has just been tracked, as a guest's write in that very moment would.
     pub(super) on_track: Mutex<Option<Hook>>,
@@ -145,6 +147,9 @@ impl PageTracker for Tracker {
         Err(Error::new(Op::Route, ErrorKind::NotSupported))
     }
     fn untrack(&self, pages: GfnRange) -> ioreq_core::Result<()> {
+        if self.keeps.load(Ordering::Relaxed) {
+            return Err(Error::new(Op::Unmark, ErrorKind::WrongState));
+        }
         for gfn in pages.iter() {
             if let Some(page) = self.pages.lock().unwrap().get_mut(&gfn.0) {
                 page.1 = None;
