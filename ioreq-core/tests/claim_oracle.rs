@@ -2,6 +2,8 @@
 
 //! Two trackers of one claim against a naive table of pages: who tracks what, what is marked, whose handler a store reaches.
 
+#![cfg(not(loom))]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
