@@ -12,6 +12,8 @@
 //! * Executing from a tracked page never ends; delivering an event onto a tracked kernel stack kills the guest; accessed and
 //!   dirty bits of tracked page tables change silently.
 //! * A locked read-modify-write reads RAM, computes, and traps with the final value: with two vCPUs an update can be lost.
+//! * A store over the end of an untracked page into a tracked one, while the first of the two comes to be tracked, costs the guest
+//!   its life: Xen finds another access when it executes the store again, and marking cannot wait for it.
 //! * Live migration (log-dirty) and tracking exclude each other.
 
 mod error;
