@@ -137,7 +137,7 @@ impl Transport for XenHypervisor {
         self.dm.domid()
     }
 
-    /// The domain's UUID, by Xen's toolstack interface: not through a restricted handle.
+    /// The domain's UUID, by Xen's toolstack interface: not through a restricted handle, and not for a domain made without one.
     fn identity(&self) -> Result<String> {
         state::identity(&self.privcmd, self.domid())
     }

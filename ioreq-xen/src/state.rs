@@ -2,7 +2,7 @@
 
 //! What has become of a domain, by `XEN_DOMCTL_getdomaininfo`.
 
-use ioreq_core::{DomId, DomainState, Error, Op, Result, ShutdownReason};
+use ioreq_core::{DomId, DomainState, Error, ErrorKind, Op, Result, ShutdownReason};
 
 use crate::abi::{XEN_DOMINF_DYING, XEN_DOMINF_SHUTDOWN, XEN_DOMINF_SHUTDOWN_SHIFT};
 use crate::sys::{DomainInfo, Privcmd};
@@ -22,11 +22,16 @@ pub(crate) fn identity(privcmd: &Privcmd, domid: DomId) -> Result<String> {
     if info.domid != domid {
         return Err(error(libc::ESRCH));
     }
-    Ok(info
-        .handle
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    handle_text(info.handle).ok_or_else(|| {
+        Error::new(Op::DomainState, ErrorKind::NotSupported)
+            .domain(domid)
+            .about("the domain was made without a UUID: say what tells it from others (the builder's identity)")
+    })
+}
+
+/// None for a domain that was given no handle: zeros tell no domain from another.
+fn handle_text(handle: [u8; 16]) -> Option<String> {
+    (handle != [0; 16]).then(|| handle.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn state(info: DomainInfo, domid: DomId) -> DomainState {
@@ -62,6 +67,15 @@ mod tests {
         assert_eq!(flags(1 << 2 | 3 << 16), crash);
         assert_eq!(flags(1 << 2 | 3 << 16 | 0xff << 24), crash, "8 bits");
         assert_eq!(flags(1 << 2 | 1), DomainState::Gone, "dying");
+    }
+
+    #[test]
+    fn no_handle_is_no_identity() {
+        assert_eq!(handle_text([0; 16]), None);
+        let mut handle = [0; 16];
+        handle[15] = 0x1a;
+        let text = "0000000000000000000000000000001a";
+        assert_eq!(handle_text(handle).as_deref(), Some(text));
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl DeviceModel {
     /// `XEN_DMOP_set_isa_irq_level`: the level of an ISA line.
     ///
     /// Only for domains with an emulated PIC, which everything but a bare test domain has: without one (emulation flags
-    /// that are the local APIC alone), Xen 4.17.7 overwrites a pointer of its own, and panics at the next use of it.
+    /// that are the local APIC alone), Xen (4.17.7, 4.20.5-pre) overwrites a pointer of its own, and panics at the next use of it.
     ///
     /// # Errors
     /// `InvalidArgument` for a line above 15.
