@@ -70,6 +70,8 @@ pub enum Op {
     Open,
     /// Recording a server, or taking one over by its record
     TakeOver,
+    /// Work that the kernel does in a device model's place (irqfd, ioeventfd)
+    KernelOffload,
     /// Giving up the right to reach other domains
     Restrict,
     /// Opening, binding, waiting on, unmasking or notifying event channels
@@ -123,6 +125,7 @@ impl fmt::Display for Op {
             Op::MaximumGpfn => "maximum_gpfn",
             Op::Open => "open",
             Op::TakeOver => "take over",
+            Op::KernelOffload => "kernel offload",
             Op::Restrict => "restrict",
             Op::EventChannel => "event channel",
             Op::MapGuestMemory => "map guest memory",
@@ -463,6 +466,7 @@ fn kind_of(op: Op, errno: i32) -> ErrorKind {
         (Op::EventChannel, libc::EFBIG) => ErrorKind::EventOverflow,
         (Op::EventChannel, libc::ENOTCONN) => ErrorKind::InvalidArgument,
         (Op::Open, libc::ENOENT | libc::ENODEV | libc::ENXIO) => ErrorKind::NotSupported,
+        (Op::KernelOffload, libc::ENOTTY) => ErrorKind::NotSupported,
         (Op::TakeOver, libc::ENOENT) => ErrorKind::NoSuchServer,
         (Op::MapGuestMemory, libc::EINVAL | libc::ENOENT) => ErrorKind::BadAddress,
         (_, libc::EBUSY) => ErrorKind::Busy,

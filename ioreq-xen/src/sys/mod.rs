@@ -4,6 +4,7 @@
 
 mod evtchn;
 mod hypercall;
+mod offload;
 mod open;
 mod place;
 mod privcmd;
