@@ -20,6 +20,7 @@ mod dm;
 mod events;
 mod handles;
 mod hypervisor;
+mod leftovers;
 mod memory;
 mod offload;
 mod state;

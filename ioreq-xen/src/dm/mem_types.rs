@@ -44,6 +44,11 @@ impl DeviceModel {
     /// `WrongState` (EINVAL) when a page is not RAM, of a type that cannot change so, or the type has no owner: pages before
     /// the bad one stay changed. `NoHap`, `Retry`, `OutOfMemory`, `DomainGone`.
     pub fn set_mem_type(&self, _: &MarkAuthority, ty: P2mType, pages: GfnRange) -> Result<()> {
+        self.change_type(ty, pages)
+    }
+
+    /// The same without the proof of a claim: to repair what an owner left behind that is gone.
+    pub(crate) fn change_type(&self, ty: P2mType, pages: GfnRange) -> Result<()> {
         pages.batches(u32::MAX.into()).try_for_each(|part| {
             let op = SetMemType {
                 // At most u32::MAX, by the batches.

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::ptr::NonNull;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use ioreq_core::{DomId, Gfn};
@@ -19,7 +20,8 @@ const FAULTS: u32 = 8;
 const DOMCTL_VERSIONS: std::ops::RangeInclusive<u32> = 0x10..=0x40;
 
 /// A page that stays in memory, for an argument.
-struct ArgPage(NonNull<u8>);
+#[derive(Debug)]
+pub(super) struct ArgPage(NonNull<u8>);
 
 impl ArgPage {
     const SIZE: usize = 4096;
@@ -51,6 +53,9 @@ impl Drop for ArgPage {
     }
 }
 
+// SAFETY: owns its mapping, which is valid from every thread.
+unsafe impl Send for ArgPage {}
+
 /// Plain numbers that Xen may read and write.
 ///
 /// # Safety
@@ -81,7 +86,15 @@ impl Privcmd {
         at: usize,
         value: T,
     ) -> Result<(u32, T), Errno> {
-        let page = ArgPage::new().map_err(|err| err.raw_os_error().unwrap_or(libc::ENOMEM))?;
+        // Kept, because locking a page in memory takes longer than the call. One call at a time: none is on a request's way.
+        let mut kept = self.arg_page.lock().unwrap_or_else(PoisonError::into_inner);
+        let page = match kept.as_ref() {
+            Some(page) => page,
+            None => {
+                let page = ArgPage::new();
+                kept.insert(page.map_err(|err| err.raw_os_error().unwrap_or(libc::ENOMEM))?)
+            }
+        };
         let target = page.0.cast::<T>();
         if let Some(slot) = arg.get_mut(at) {
             *slot = target.as_ptr().expose_provenance() as u64;
@@ -89,7 +102,7 @@ impl Privcmd {
         let call = PrivcmdHypercall { op, arg };
         let mut faults = 0;
         loop {
-            // SAFETY: the page is ours alone, aligned, and long enough for a `T` (the trait's contract).
+            // SAFETY: the page is ours alone while the lock is held, aligned, and long enough for a `T` (the trait's contract).
             unsafe { target.write_volatile(value) };
             // SAFETY: HYPERCALL reads `call`. The operations used here access no memory but the `T` that the argument points to.
             let result = retry(|| unsafe { ioctl_with_ref(self, IOCTL_PRIVCMD_HYPERCALL, &call) });

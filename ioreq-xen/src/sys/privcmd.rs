@@ -5,13 +5,14 @@
 use std::ffi::c_int;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use ioreq_core::abi::dm_op::DmOpBytes;
 use ioreq_core::hypervisor::SharedPage;
 use ioreq_core::{DomId, Error, Op, Result};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 
+use super::hypercall::ArgPage;
 use super::place::{Place, Reservation};
 use super::{Errno, retry};
 use crate::abi::*;
@@ -37,6 +38,8 @@ pub struct Privcmd {
     fd: OwnedFd,
     /// The domctl version of the running Xen, once known; 0 before.
     pub(super) domctl_version: AtomicU32,
+    /// For arguments of hypercalls that are no DMOPs; made by the first.
+    pub(super) arg_page: Mutex<Option<ArgPage>>,
 }
 
 impl Privcmd {
@@ -55,6 +58,7 @@ impl Privcmd {
         Privcmd {
             fd,
             domctl_version: AtomicU32::new(0),
+            arg_page: Mutex::new(None),
         }
     }
 
