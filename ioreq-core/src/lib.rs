@@ -7,9 +7,9 @@
 //! hypervisor implements the traits of [`hypervisor`].
 
 pub mod abi;
-#[cfg(feature = "audit")]
+#[cfg(any(feature = "audit", feature = "callgrind"))]
 pub mod audit;
-#[cfg(not(feature = "audit"))]
+#[cfg(not(any(feature = "audit", feature = "callgrind")))]
 mod audit;
 pub mod claim;
 pub mod dispatch;

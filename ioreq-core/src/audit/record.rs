@@ -67,7 +67,7 @@ fn count(change: impl FnOnce(&mut Window)) {
     });
 }
 
-/// A request was taken.
+/// A request was seen.
 pub(crate) fn open() {
     WINDOW.with(|window| window.set(Some(Window::default())));
 }

@@ -97,8 +97,11 @@ impl<H: Hypervisor> Service<H> {
                 self.suspended -= 1;
             }
             let (vcpu, port) = (member.vcpu, member.port);
-            let Some(taken) = slot.take() else { continue };
             audit::open();
+            let Some(taken) = slot.take() else {
+                audit::close();
+                continue;
+            };
             // Before the slot: what the guest did before it is in the ring, and comes first.
             served += 1 + core.drain_ring(&*self.memory, guard, self.index);
             self.serve(core, guard, Caller { at, vcpu, port }, taken);

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! `cargo xtask bench`: dispatch against its peers, in one run on one machine.
+//! `cargo xtask bench`: dispatch against its peers, in one run on one machine; and instructions of a request.
 
 mod figures;
 mod goals;
+mod instructions;
 mod table;
 
 use std::process::Stdio;
@@ -22,9 +23,18 @@ pub(crate) struct Args {
     /// Only groups whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Counts the instructions of a request with callgrind instead, and compares with the checked-in counts.
+    #[arg(long)]
+    instructions: bool,
+    /// With --instructions: writes the counts anew.
+    #[arg(long, requires = "instructions")]
+    record: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.instructions {
+        return instructions::run(args.record);
+    }
     let rounds = args.rounds.to_string();
     let bench = ["bench", "-p", "ioreq", "--bench", "compare", "--"];
     let options = ["--rounds", &rounds, "--only", &args.only];
