@@ -44,6 +44,26 @@ use crate::sys::Privcmd;
 pub use memory::{CacheAttr, DirtyPages};
 
 /// What carries operations to the hypervisor: [`Privcmd`], or in tests something that looks at the bytes.
+///
+/// ```
+/// use std::sync::Arc;
+/// use ioreq_core::abi::dm_op::{DmOp, DmOpBytes, NrVcpus};
+/// use ioreq_core::DomId;
+/// use ioreq_xen::{DeviceModel, DmOpCarrier};
+///
+/// /// Every domain has two vCPUs.
+/// struct Two;
+///
+/// impl DmOpCarrier for Two {
+///     fn dm_op(&self, _: DomId, op: &mut DmOpBytes, _: &mut [u8]) -> Result<(), i32> {
+///         *op = NrVcpus { vcpus: 2 }.encode();
+///         Ok(())
+///     }
+/// }
+///
+/// assert_eq!(DeviceModel::new(Arc::new(Two), DomId(1)).vcpus()?, 2);
+/// # Ok::<(), ioreq_core::Error>(())
+/// ```
 pub trait DmOpCarrier: Send + Sync {
     /// Has the operation done. Answers are written into `op` and `buffer` (the second buffer; empty for most operations).
     ///

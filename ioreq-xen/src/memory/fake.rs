@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
+//! UNSAFETY: makes a memory file and maps it, as the kernel maps foreign frames. Tests only.
+//!
 //! A domain's frames without a domain: pages of a memory file, with holes where a test wants them.
 
 use std::collections::BTreeSet;
