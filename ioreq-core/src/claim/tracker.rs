@@ -85,11 +85,33 @@ pub trait PageTracker: Send + Sync {
     fn track(&self, pages: GfnRange, handler: Arc<dyn PageHandler>) -> Result<(), MarkError>;
 
     /// Tracks many pages, each with a handler of its own, in any order. [`Tracker`](super::Tracker) marks neighbours together, up
-    /// to 1024 with one hypercall; this provided one goes page by page.
+    /// to 1024 with one hypercall; this provided one tracks page by page.
+    ///
+    /// ```
+    /// use ioreq_core::Op;
+    /// # use ioreq_core::handler::{Context, PageHandler, PageOutcome, PageWrite};
+    /// # use ioreq_core::{Gfn, claim::PageTracker, server::IoreqServer};
+    /// # use ioreq_sim::{DomainConfig, Machine};
+    /// # use std::sync::Arc;
+    /// # struct Table(u64);
+    /// # impl PageHandler for Table {
+    /// #     fn write(&self, _: &Context<'_>, _: &PageWrite<'_>) -> PageOutcome {
+    /// #         PageOutcome::Apply
+    /// #     }
+    /// # }
+    /// # let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+    /// # let server = IoreqServer::builder(domain.hypervisor()).build()?;
+    /// # let claim = server.claim_mem_type()?;
+    /// # let tracker = claim.tracker("tables");
+    /// let table = |gfn| -> (Gfn, Arc<dyn PageHandler>) { (Gfn(gfn), Arc::new(Table(gfn))) };
+    /// tracker.track_each((0x100..0x300).map(table).collect())?;
+    /// assert_eq!(domain.counts().dmop(Op::SetMemType), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
-    /// As [`track`](Self::track), and `InvalidArgument` for a page given twice. `Tracker` changes nothing for a conflict, or
-    /// a page given twice; whoever implements this says in the [`MarkError`] what became of every page.
+    /// As [`track`](Self::track). `Tracker` changes nothing for a conflict, or for a page given twice, which is
+    /// `InvalidArgument`; of other failures the [`MarkError`] says what became of every page.
     fn track_each(&self, pages: Vec<(Gfn, Arc<dyn PageHandler>)>) -> Result<(), MarkError> {
         let mut done = Vec::new();
         let mut pages = pages.into_iter();
@@ -277,5 +299,66 @@ impl<H: Hypervisor> fmt::Debug for Tracker<H> {
         f.debug_struct("Tracker")
             .field("name", &self.shared.name)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::error::{Error, ErrorKind, Op};
+    use crate::handler::{Context, PageOutcome, PageWrite};
+    use std::sync::Mutex;
+
+    /// Tracks what is not frame 5.
+    #[derive(Default)]
+    struct NotFive(Mutex<Vec<u64>>);
+
+    impl PageTracker for NotFive {
+        fn track(&self, pages: GfnRange, _: Arc<dyn PageHandler>) -> Result<(), MarkError> {
+            if pages.contains(Gfn(5)) {
+                let mut err = MarkError::new(Error::new(Op::Mark, ErrorKind::WrongState));
+                err.unknown.push(pages);
+                return Err(err);
+            }
+            self.0.lock().unwrap().extend(pages.iter().map(|gfn| gfn.0));
+            Ok(())
+        }
+        fn replace(&self, _: GfnRange, _: Arc<dyn PageHandler>) -> Result<()> {
+            Ok(())
+        }
+        fn untrack(&self, _: GfnRange) -> Result<()> {
+            Ok(())
+        }
+        fn state(&self, _: Gfn) -> PageState {
+            PageState::Untracked
+        }
+    }
+
+    struct Nothing;
+    impl PageHandler for Nothing {
+        fn write(&self, _: &Context<'_>, _: &PageWrite<'_>) -> PageOutcome {
+            PageOutcome::Apply
+        }
+    }
+
+    #[test]
+    fn page_by_page_says_what_became_of_each() {
+        let each = |gfns: &[u64]| {
+            let tracker = NotFive::default();
+            let one = |gfn: &u64| -> (Gfn, Arc<dyn PageHandler>) { (Gfn(*gfn), Arc::new(Nothing)) };
+            let result = tracker.track_each(gfns.iter().map(one).collect());
+            (tracker.0.into_inner().unwrap(), result)
+        };
+        assert_eq!(each(&[]), (vec![], Ok(())));
+        assert_eq!(each(&[9, 4]), (vec![9, 4], Ok(())));
+        let (tracked, result) = each(&[9, 4, 5, 6, 1]);
+        let err = result.unwrap_err();
+        let ranges =
+            |gfns: &[u64]| -> Vec<GfnRange> { gfns.iter().map(|gfn| Gfn(*gfn).into()).collect() };
+        assert_eq!(tracked, [9, 4]);
+        assert_eq!(
+            (err.done, err.unknown, err.untouched),
+            (ranges(&[9, 4]), ranges(&[5]), ranges(&[6, 1]))
+        );
     }
 }
