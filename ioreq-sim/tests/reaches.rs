@@ -8,7 +8,7 @@ use common::{GFN, MMIO, PAGE, Peer, brief, domain};
 use ioreq_core::abi::{IOREQ_TYPE_COPY, IOREQ_TYPE_PIO, Ioreq};
 use ioreq_core::memory::Width;
 use ioreq_core::{MmioRange, PortRange, Sbdf};
-use ioreq_sim::{CpuFault, CrashReason, VcpuExit, XenVersion};
+use ioreq_sim::{CrashReason, VcpuExit, XenVersion};
 
 const COPY: u8 = IOREQ_TYPE_COPY;
 const PIO: u8 = IOREQ_TYPE_PIO;
@@ -461,17 +461,6 @@ fn rep_ins_of_nobodys_port_into_mmio_crashes_the_domain() {
         ),
         "{result:?}"
     );
-}
-
-#[test]
-fn atomics_across_a_page_in_mmio_fail_to_emulate() {
-    let mut p = peer(XenVersion::V4_17);
-    p.range(MmioRange::sized(MMIO + 0x1000, 0x1000).unwrap());
-    let (result, _) = p.run(|c| c.lock_add(MMIO + 0xffe, Width::B4, 1));
-    let fault = CpuFault::GeneralProtection { addr: MMIO + 0xffe };
-    assert_eq!(result, Err(VcpuExit::Fault(fault.clone())));
-    let (result, _) = p.run(|c| c.rep_movs(MMIO + 0xffe, MMIO + 0xffe, Width::B4, 1));
-    assert_eq!(result, Err(VcpuExit::Fault(fault)));
 }
 
 #[test]

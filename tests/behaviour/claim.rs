@@ -136,8 +136,10 @@ pub(crate) fn claim_log_dirty<R: Rig>(rig: &R) {
     server.claim();
     let result = server.set_type(ioreq_core::P2mType::IoreqServer, TRACKED.into());
     refused(result, libc::EINVAL);
-    assert_eq!(domain.mem_type(TRACKED), RAM_RW);
+    // Ordinary RAM that nobody has written yet is told as read-only in this mode.
+    assert_eq!(domain.mem_type(TRACKED), RAM_RO);
     domain.log_dirty(false).expect("log-dirty mode off");
+    assert_eq!(domain.mem_type(TRACKED), RAM_RW);
     server.mark(TRACKED);
 }
 

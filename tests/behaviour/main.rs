@@ -8,8 +8,11 @@
 //! the framework's own server: the suite is about the other side.
 //!
 //! `cargo test --test behaviour` runs all rows on the model of every version; `-- model-4.17::claim` selects by name.
+//! `cargo xtask xen test` runs them on a real Xen.
 //! `BEHAVIOUR_WRITE_TABLE=1 cargo test --test behaviour` writes `docs/behaviour-table.md` anew.
 
+#[cfg(feature = "xen")]
+mod boot;
 mod claim;
 mod event;
 mod mem_type;
@@ -54,6 +57,10 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         };
+    }
+    #[cfg(feature = "xen")]
+    if let Ok(boot) = std::env::var(boot::VARIABLE) {
+        return boot::run(&boot, &rows);
     }
     let args = Arguments::from_args();
     let mut trials = about_rows(&rows);

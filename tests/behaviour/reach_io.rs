@@ -7,7 +7,7 @@ use ioreq_core::{Sbdf, VcpuId, Width};
 
 use crate::rig::{Domain, GuestOp, OpResult, Options, Rig, Run, Version};
 use crate::support::layout::{FREE_PORT, MMIO, PLAIN, PORT, TRACKED, addr, mmio, ports};
-use crate::support::{Answer, Server, run, run_with};
+use crate::support::{Answer, Server, drive, run, run_with};
 
 const WIDTH: Width = Width::B4;
 
@@ -259,21 +259,31 @@ pub(crate) fn reach_ins_unclaimed_tracked_many<R: Rig>(rig: &R) {
     assert_eq!(server.load(PLAIN + 12, WIDTH), 0xffff_ffff);
 }
 
-/// Four pages of MMIO: an access that straddles faults on 4.17, and is done part by part on 4.20.
+/// Four pages of MMIO: an access that straddles is done part by part on 4.20. 4.17 fails at the last part, after the requests for
+/// the others, and begins anew, for ever.
 fn straddle<R: Rig>(rig: &R, op: GuestOp, parts: &[(u64, u32, u32, bool)]) {
     let domain = rig.domain(Options::default());
     let mut server = Server::up(&domain);
     server.map(mmio(MMIO, 0x4000));
-    let outcome = run(&domain, &[op], &mut [&mut server]);
+    let guest = domain.start(VcpuId(0), &[op]);
     match rig.version() {
-        Version::V4_17 => outcome.faulted(),
+        Version::V4_17 => {
+            for round in 0..5 {
+                for part in &parts[..parts.len() - 1] {
+                    let raw = server.serve_next(0, Answer::Apply);
+                    assert_eq!(shape(&raw), *part, "round {round}");
+                }
+            }
+            assert!(!guest.is_back());
+        }
         Version::V4_20 => {
-            assert_eq!(outcome.back(), [OpResult::Done]);
+            drive(&guest, &mut [&mut server], |_| Answer::Apply);
+            assert_eq!(guest.join().back(), [OpResult::Done]);
             let shapes: Vec<_> = server.take_seen().iter().map(shape).collect();
             assert_eq!(shapes, parts);
+            assert!(server.is_idle());
         }
     }
-    assert!(server.is_idle());
 }
 
 pub(crate) fn reach_atomic_straddle<R: Rig>(rig: &R) {

@@ -366,7 +366,7 @@ pub(crate) fn slot_eport_port<R: Rig>(rig: &R) {
 }
 
 /// The server gives the slot back unanswered; what the guest gets.
-fn set_none<R: Rig>(rig: &R, op: GuestOp) -> (Server<R::Domain>, OpResult) {
+fn set_none<R: Rig>(rig: &R, op: GuestOp) -> (R::Domain, Server<R::Domain>, OpResult) {
     let domain = rig.domain(Options::default());
     let server = Server::up_claimed(&domain);
     server.map(ports(0x500, 0x5ff));
@@ -377,19 +377,19 @@ fn set_none<R: Rig>(rig: &R, op: GuestOp) -> (Server<R::Domain>, OpResult) {
     server.page().set_state(0, 0);
     server.notify(0);
     let results = guest.join().back();
-    (server, results[0])
+    (domain, server, results[0])
 }
 
 pub(crate) fn slot_none_port_read<R: Rig>(rig: &R) {
     for width in [Width::B1, Width::B2, Width::B4] {
-        let (_, result) = set_none(rig, GuestOp::read_port(PORT, width));
+        let (_, _, result) = set_none(rig, GuestOp::read_port(PORT, width));
         assert_eq!(result, OpResult::Value(width.all_ones()));
     }
 }
 
 pub(crate) fn slot_none_mmio_read<R: Rig>(rig: &R) {
     for width in [Width::B1, Width::B4] {
-        let (_, result) = set_none(rig, GuestOp::load(MMIO, width));
+        let (_, _, result) = set_none(rig, GuestOp::load(MMIO, width));
         assert_eq!(result, OpResult::Value(width.all_ones()));
     }
 }
@@ -397,13 +397,13 @@ pub(crate) fn slot_none_mmio_read<R: Rig>(rig: &R) {
 pub(crate) fn slot_none_write<R: Rig>(rig: &R) {
     let width = Width::B4;
     let value = 0x55;
-    let (_, result) = set_none(rig, GuestOp::write_port(PORT, width, value));
+    let (_, _, result) = set_none(rig, GuestOp::write_port(PORT, width, value));
     assert_eq!(result, OpResult::Done);
     let value = u64::from(value);
-    let (_, result) = set_none(rig, GuestOp::store(MMIO, width, value));
+    let (_, _, result) = set_none(rig, GuestOp::store(MMIO, width, value));
     assert_eq!(result, OpResult::Done);
     let page = addr(TRACKED, 0x10);
-    let (server, result) = set_none(rig, GuestOp::store(page, width, value));
+    let (_domain, server, result) = set_none(rig, GuestOp::store(page, width, value));
     assert_eq!(result, OpResult::Done);
     assert_eq!(server.load(page, width), 0, "nobody stored it");
 }

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::{fs, io};
 
 use crate::rig::Version;
-use crate::rows::{Boot, Row};
+use crate::rows::Row;
 
 pub(crate) const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/behaviour-table.md");
 
@@ -18,7 +18,7 @@ Written by the behaviour suite from `xen-behaviour.toml`; do not edit. To write 
 
 The Xen columns say what that version does (recorded; the file names each row's source). *Same* in a model column: the row's
 test passes on `ioreq-sim` of that version. *Not modelled*: see the reasons below the table. † the row ends the domain or the
-hypervisor, so on a real machine it runs in a boot of its own.
+hypervisor, so on a real machine it runs apart from the others.
 
 | id | action | Xen 4.17 | Xen 4.20 | model 4.17 | model 4.20 |
 | --- | --- | --- | --- | --- | --- |
@@ -37,11 +37,7 @@ fn render(rows: &[Row]) -> String {
         } else {
             "same"
         };
-        let own = if row.boot == Some(Boot::Own) {
-            " †"
-        } else {
-            ""
-        };
+        let own = if row.boot.is_some() { " †" } else { "" };
         let old = row.expect(Version::V4_17);
         let new = row.expect(Version::V4_20);
         let new = if new == old { "as 4.17" } else { new };

@@ -179,6 +179,13 @@ fn smoke(guest: &Guest, vcpu: u32) -> Result<(), Box<dyn std::error::Error>> {
             Done::Plain,
         ),
         (Instr::Fetch { addr: addr + 48 }, Done::Plain),
+        (
+            Instr::Await {
+                addr: addr + 32,
+                value: 8,
+            },
+            Done::Plain,
+        ),
         // Beyond the mapping: a page fault.
         (
             Instr::Load {

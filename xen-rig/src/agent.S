@@ -107,6 +107,9 @@ xen_rig_agent_irq:                      // the others: wake-ups
     .irp target, 76f, 76f, 76f, 76f, 77f, 77f, 77f, 77f
     .long \target - 90b
     .endr
+    .irp target, 78f, 78f, 78f, 78f
+    .long \target - 90b
+    .endr
 
 18: ud2
 
@@ -346,5 +349,9 @@ xen_rig_agent_irq:                      // the others: wake-ups
     lea rsi, [r15 + 0x40]
     vmmcall
     jmp 13b
+
+78: cmp [r8], r9d                       // await; a `pause` could have Xen schedule another vCPU
+    je 13b
+    jmp 78b
 xen_rig_agent_end:
     .previous

@@ -139,6 +139,11 @@ pub enum Instr {
     },
     /// Sets the real-time clock to another hour.
     RtcSet,
+    /// Spins until the 4 bytes of plain memory at `addr` are `value`.
+    Await {
+        addr: u64,
+        value: u32,
+    },
     /// Gives a frame back to Xen.
     GiveBack {
         gfn: u64,
@@ -218,6 +223,7 @@ impl Instr {
             } => (16, width, [address.into(), port.into(), value.into()]),
             Instr::RtcSet => (17, 1, [0; 3]),
             Instr::GiveBack { gfn } => (18, 1, [gfn, 0, 0]),
+            Instr::Await { addr, value } => (19, 1, [addr, value.into(), 0]),
         };
         let opcode = kind * 4 + u64::from(width.trailing_zeros());
         [opcode, operands[0], operands[1], operands[2]]
@@ -353,8 +359,8 @@ mod tests {
 
     #[test]
     fn every_instruction_has_its_place_in_the_table() {
-        let last = Instr::GiveBack { gfn: 1 }.record();
-        assert_eq!(last[0], 18 * 4);
+        let last = Instr::Await { addr: 1, value: 2 }.record();
+        assert_eq!(last[0], 19 * 4);
         let cas = Instr::Cmpxchg {
             addr: 1,
             width: 8,

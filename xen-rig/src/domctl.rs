@@ -24,6 +24,7 @@ const DESTROY: u32 = 2;
 const PAUSE: u32 = 3;
 const UNPAUSE: u32 = 4;
 const GET_INFO: u32 = 5;
+const SET_AFFINITY: u32 = 9;
 const SHADOW_OP: u32 = 10;
 const MAX_MEM: u32 = 11;
 const MAX_VCPUS: u32 = 15;
@@ -178,6 +179,21 @@ pub(crate) fn max_vcpus(xen: &Privcmd, domid: u16, vcpus: u32) -> io::Result<()>
 
 pub(crate) fn max_mem(xen: &Privcmd, domid: u16, kib: u64) -> io::Result<()> {
     op(MAX_MEM, domid).u64(0, kib).simple(xen).map(drop)
+}
+
+/// Keeps a vCPU off processor 0, which is dom0's. A machine with one processor refuses.
+pub(crate) fn keep_off_dom0(xen: &Privcmd, domid: u16, vcpu: u32) -> io::Result<()> {
+    // vcpu u32 @0, flags u32 @4 (1 hard), bitmap u64 @8 and its number of bits u32 @16; the soft one @24, @32
+    let (mut hard, mut soft) = ([0xfe_u8], [0_u8]);
+    let mut domctl = op(SET_AFFINITY, domid)
+        .u32(0, vcpu)
+        .u32(4, 1)
+        .u64(8, hard.as_mut_ptr() as u64)
+        .u32(16, 8)
+        .u64(24, soft.as_mut_ptr() as u64)
+        .u32(32, 8);
+    // SAFETY: bitmaps of a byte each, which the operation may write, too.
+    unsafe { domctl.call(xen) }.map(drop)
 }
 
 /// Memory for the domain's p2m.

@@ -53,6 +53,12 @@ impl Guest {
             agent: None,
         };
         domctl::max_vcpus(xen, domid, kind.vcpus)?;
+        for vcpu in 0..kind.vcpus {
+            match domctl::keep_off_dom0(xen, domid, vcpu) {
+                Err(err) if err.raw_os_error() != Some(libc::EINVAL) => return Err(err),
+                _done_or_one_processor => {}
+            }
+        }
         let pages: u64 = frames.iter().map(|part| part.end - part.start).sum();
         domctl::max_mem(xen, domid, (pages + 1024) * 4)?;
         domctl::paging_mempool(xen, domid, 8 << 20)?;

@@ -43,6 +43,17 @@ impl Cpu {
                         counts::bump(&self.vcpu.counts.reexecutions);
                     }
                     Err(Emul::Retry) => self.wait_unstuck(trap)?,
+                    Err(Emul::Unhandleable) if self.emu.again => {
+                        // A pass that completes a request has nobody to tell: the guest executes the instruction from its
+                        // beginning again.
+                        self.forget();
+                        self.settle()?;
+                        self.vcpu.gate.leave();
+                        if schedule::yield_point(true) == Turn::Over {
+                            return Err(StopReason::Abandoned);
+                        }
+                        self.enter(trap)?;
+                    }
                     Err(Emul::Unhandleable) => {
                         self.forget();
                         break self

@@ -93,10 +93,14 @@ impl Domain {
         Arc::clone(&self.inner().memory)
     }
 
-    /// A page's type (`HVMOP_get_mem_type`); `None` where nothing is populated.
+    /// A page's type (`HVMOP_get_mem_type`); `None` where nothing is populated. In log-dirty mode ordinary RAM is told as
+    /// `ram_ro`; on Xen only until the guest writes the page, which the model does not record.
     #[must_use]
     pub fn mem_type(&self, gfn: impl Into<GfnArg>) -> Option<P2mType> {
-        self.inner().p2m.lookup(gfn.into().0)
+        match self.inner().p2m.lookup(gfn.into().0) {
+            Some(P2mType::RamRw) if self.inner().is_log_dirty() => Some(P2mType::RamRo),
+            other => other,
+        }
     }
 
     /// What has become of it.

@@ -83,6 +83,8 @@ pub(crate) enum GuestOp {
     },
     /// Sets the real-time clock forward by an hour, through ports 0x70 and 0x71
     RtcSet,
+    /// Spins until the 4 bytes of plain RAM at `addr` are `value`: the vCPU works on, without I/O
+    Await { addr: u64, value: u32 },
     /// Gives a page back to Xen (`XENMEM_decrease_reservation`): the guest's memory map changes
     ChangeMemoryMap,
 }
@@ -257,6 +259,14 @@ impl Outcome {
             self.end,
             self.results
         );
+    }
+
+    /// Whether the domain crashed; the whole outcome if not.
+    pub(crate) fn crash(self) -> Result<(), Outcome> {
+        match self.end {
+            End::Crashed(_) => Ok(()),
+            _ => Err(self),
+        }
     }
 
     /// Xen must have panicked.

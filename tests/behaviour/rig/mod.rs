@@ -3,11 +3,13 @@
 //! What the suite asks of a hypervisor: the framework's own traits, and what it takes to set a scene around them.
 //!
 //! A rig makes domains. A domain hands out handles for device-model processes, runs guest operations, and answers what only
-//! a toolstack may ask. The model implements it in [`sim`]; a real Xen can with a small agent in the guest.
+//! a toolstack may ask. The model implements it in [`sim`], a real Xen in `xen`, with a small agent in the guest.
 
 mod dmop;
 mod guest;
 mod sim;
+#[cfg(feature = "xen")]
+mod xen;
 
 use ioreq_core::hypervisor::SharedPage;
 use ioreq_core::{DomId, Gfn, Hypervisor, ServerId, VcpuId};
@@ -15,6 +17,8 @@ use ioreq_core::{DomId, Gfn, Hypervisor, ServerId, VcpuId};
 pub(crate) use dmop::*;
 pub(crate) use guest::{End, GuestOp, OpResult, Outcome};
 pub(crate) use sim::SimRig;
+#[cfg(feature = "xen")]
+pub(crate) use xen::XenRig;
 
 /// An errno of the hypervisor.
 pub(crate) type Errno = i32;
@@ -75,6 +79,10 @@ impl Options {
 pub(crate) enum Ability {
     /// Domains without HAP (a Xen built with shadow paging).
     NoHap,
+    /// Forcing the ring of an event-channel handle to overflow.
+    EventOverflow,
+    /// Having Xen look at a slot twice without the vCPU sleeping in between.
+    TwoLooks,
 }
 
 /// A hypervisor to test.
@@ -90,6 +98,9 @@ pub(crate) trait Rig: Send + Sync + 'static {
 
     /// Whether a hypervisor that panicked takes only its own domain with it, as a model's does.
     fn survives_panic(&self) -> bool;
+
+    /// How often something may be tried whose timing the rig does not control.
+    fn attempts(&self) -> u32;
 
     /// A new domain, running, its vCPUs idle. Memory: frames [`RAM`](crate::support::layout::RAM), but for the VGA hole.
     ///

@@ -68,12 +68,16 @@ impl Rig for SimRig {
 
     fn has(&self, ability: Ability) -> bool {
         match ability {
-            Ability::NoHap => true,
+            Ability::NoHap | Ability::EventOverflow | Ability::TwoLooks => true,
         }
     }
 
     fn survives_panic(&self) -> bool {
         true
+    }
+
+    fn attempts(&self) -> u32 {
+        1
     }
 
     fn create(&self, options: Options) -> Result<SimDomain, Errno> {
@@ -287,6 +291,12 @@ fn execute(cpu: &mut Cpu, op: GuestOp) -> Result<OpResult, CpuFault> {
             value,
         } => cpu.pci_config_write(function, register, width, value.into()),
         GuestOp::RtcSet => cpu.rtc_set(3600),
+        GuestOp::Await { addr, value } => {
+            while cpu.load32(addr)? != value {
+                thread::yield_now();
+            }
+            Ok(())
+        }
         GuestOp::ChangeMemoryMap => cpu.change_memory_layout(),
     };
     done.map(|()| OpResult::Done)

@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::rig::Errno;
+use crate::rig::{Errno, Rig};
 
 /// How long something that must happen may take, on the slowest machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -29,6 +29,26 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
             thread::sleep(Duration::from_micros(100));
         }
     }
+}
+
+/// Tries until `attempt` shows `what`, as often as the rig needs. For what Xen remembers of a vCPU only until its scheduler has had
+/// a look at it, which may come in between.
+///
+/// # Panics
+/// If no attempt shows it.
+#[track_caller]
+pub(crate) fn shown<R: Rig, T: Debug>(rig: &R, what: &str, attempt: impl Fn() -> Result<(), T>) {
+    let mut last = None;
+    for _ in 0..rig.attempts() {
+        match attempt() {
+            Ok(()) => return,
+            Err(other) => last = Some(other),
+        }
+    }
+    panic!(
+        "{what}: never in {} attempts; the last: {last:?}",
+        rig.attempts()
+    );
 }
 
 /// The typed operation must fail with `errno`.

@@ -8,7 +8,7 @@ mod page;
 mod serve;
 mod unmark;
 
-pub(crate) use expect::{refused, refused_raw, until};
+pub(crate) use expect::{refused, refused_raw, shown, until};
 pub(crate) use page::Page;
 pub(crate) use serve::{Answer, Server, drive, run, run_with};
 pub(crate) use unmark::{Unmarked, safe_unmark};

@@ -9,6 +9,7 @@ mod cpio;
 mod parts;
 mod program;
 mod release;
+mod suite;
 
 use std::time::Duration;
 
@@ -29,6 +30,13 @@ pub(crate) struct Args {
 enum Command {
     /// Boots and checks that test domains can be made and execute instructions.
     Smoke(Common),
+    /// Runs the behaviour suite.
+    Test {
+        #[command(flatten)]
+        common: Common,
+        /// Only rows whose id contains this.
+        filter: Option<String>,
+    },
     /// Boots to a shell in dom0, with the rig's programs in /bin.
     Shell(Common),
 }
@@ -39,13 +47,18 @@ struct Common {
     #[arg(long = "xen", value_enum, default_value = "4.17")]
     release: Release,
     /// Virtual processors of the machine.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
     smp: u8,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.command {
         Command::Smoke(common) => smoke(common),
+        Command::Test { common, filter } => {
+            let parts = Parts::ready(common.release)?;
+            println!("{}", parts.package);
+            suite::run(&parts, common.smp, filter.as_deref())
+        }
         Command::Shell(common) => shell(common),
     }
 }

@@ -18,6 +18,23 @@ pub(crate) fn example(package: &str, name: &str) -> Result<PathBuf> {
     build(&["build", "-p", package, "--example", name], name)
 }
 
+/// Builds the behaviour suite with its rig for a real Xen.
+pub(crate) fn behaviour() -> Result<PathBuf> {
+    build(
+        &[
+            "test",
+            "-p",
+            "ioreq",
+            "--features",
+            "xen",
+            "--test",
+            "behaviour",
+            "--no-run",
+        ],
+        "behaviour",
+    )
+}
+
 /// Builds with these arguments; the executable of the target `name`.
 fn build(args: &[&str], name: &str) -> Result<PathBuf> {
     // A target directory of its own: the flag would make cargo build everything anew each time.

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The behaviour suite on a real Xen: rows that end nothing in one boot, those that crash their domain in another, and a boot for
+//! each that makes Xen panic. Every row of `docs/xen-behaviour.toml` that has a test must have its result.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use super::boot::{Boot, End, Log};
+use super::parts::Parts;
+use super::program;
+use crate::run::root;
+
+/// How long nothing may be said: longer than any row waits for something that must happen.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+#[derive(Deserialize)]
+struct File {
+    row: Vec<Row>,
+}
+
+/// What matters of a row here.
+#[derive(Deserialize)]
+struct Row {
+    id: String,
+    boot: Option<String>,
+    untested: Option<String>,
+}
+
+/// How a row fared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Fared {
+    Passed,
+    /// The rig lacks what the row needs.
+    Lacking,
+    Failed(String),
+}
+
+/// Runs all rows, or those whose id contains `filter`.
+pub(super) fn run(parts: &Parts, smp: u8, filter: Option<&str>) -> Result<()> {
+    let path = root().join("docs/xen-behaviour.toml");
+    let text = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
+    let file: File = toml::from_str(&text)?;
+    let rows: Vec<Row> = file
+        .row
+        .into_iter()
+        .filter(|row| row.untested.is_none())
+        .filter(|row| filter.is_none_or(|part| row.id.contains(part)))
+        .collect();
+    if rows.is_empty() {
+        bail!("no row's id contains {:?}", filter.unwrap_or_default());
+    }
+    let suite = program::behaviour()?;
+    let mut results = BTreeMap::new();
+    let mut wrong = Vec::new();
+    let of = |kind: Option<&str>| -> Vec<&str> {
+        let same = rows.iter().filter(|row| row.boot.as_deref() == kind);
+        same.map(|row| row.id.as_str()).collect()
+    };
+    for (name, ids) in [("plain", of(None)), ("crash", of(Some("crash")))] {
+        if ids.is_empty() {
+            continue;
+        }
+        // Most crashes come of what Xen remembers while a vCPU does not sleep: with one processor dom0 makes it sleep.
+        let smp = if name == "crash" { smp.max(2) } else { smp };
+        let log = boot(parts, smp, &suite, name, &ids)?;
+        if !matches!(log.end, End::Done(_)) {
+            wrong.push(format!("boot {name}: {}", log.end));
+        }
+        if name == "plain" {
+            wrong.extend(log.lines.iter().filter(|line| is_crash(line)).cloned());
+        }
+        results.extend(heard(&log));
+    }
+    for id in of(Some("panic")) {
+        let log = boot(parts, smp, &suite, id, &[id])?;
+        let fared = match log.end {
+            End::XenPanic(_) => Fared::Passed,
+            end => Fared::Failed(format!("expected a panic of Xen, but {end}")),
+        };
+        results.insert(id.to_owned(), fared);
+    }
+    report(&rows, &results, wrong)
+}
+
+/// One boot of the suite.
+fn boot(parts: &Parts, smp: u8, suite: &Path, name: &str, ids: &[&str]) -> Result<Log> {
+    let only = ids.join(",");
+    let log = Boot::new(parts, smp)
+        .program("behaviour", suite)
+        .job(&format!(
+            "BEHAVIOUR_BOOT={name} BEHAVIOUR_ROWS={only} /bin/behaviour"
+        ))
+        .run(PATIENCE)?;
+    fs::copy(&log.path, log.path.with_file_name(format!("{name}.log")))?;
+    println!(
+        "boot {name}: {} rows, {}, {}",
+        ids.len(),
+        log.version,
+        log.end
+    );
+    Ok(log)
+}
+
+/// A line of Xen's about a domain that it crashes.
+fn is_crash(line: &str) -> bool {
+    line.contains("domain_crash called") || line.contains("crashed on cpu")
+}
+
+/// The results that a boot told.
+fn heard(log: &Log) -> BTreeMap<String, Fared> {
+    let mut results = BTreeMap::new();
+    for line in &log.lines {
+        let Some(at) = line.find("RIG: ") else {
+            continue;
+        };
+        let mut words = line[at..].splitn(3, ' ').skip(1);
+        let (Some(what), Some(id)) = (words.next(), words.next()) else {
+            continue;
+        };
+        let fared = match what {
+            "run" => Fared::Failed("it did not end".into()),
+            "pass" => Fared::Passed,
+            "lack" => Fared::Lacking,
+            "fail" => Fared::Failed(id.split_once(": ").map_or("", |(_, why)| why).into()),
+            _ => continue,
+        };
+        // Xen may go on in the same line.
+        let kebab = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let end = id.find(|c| !kebab(c)).unwrap_or(id.len());
+        results.insert(id[..end].to_owned(), fared);
+    }
+    results
+}
+
+fn report(rows: &[Row], results: &BTreeMap<String, Fared>, mut wrong: Vec<String>) -> Result<()> {
+    let known: BTreeSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+    let mut counts = [0; 2];
+    for id in &known {
+        match results.get(*id) {
+            Some(Fared::Passed) => counts[0] += 1,
+            Some(Fared::Lacking) => {
+                counts[1] += 1;
+                println!("not possible here: {id}");
+            }
+            Some(Fared::Failed(why)) => wrong.push(format!("{id}: {why}")),
+            None => wrong.push(format!("{id}: no result")),
+        }
+    }
+    for id in results.keys().filter(|id| !known.contains(id.as_str())) {
+        wrong.push(format!("{id}: a result for no row"));
+    }
+    println!(
+        "{} of {} rows pass on the real Xen, {} are not possible here",
+        counts[0],
+        known.len(),
+        counts[1]
+    );
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    bail!("{} complaints:\n  {}", wrong.len(), wrong.join("\n  "));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_found_whatever_xen_says_in_between() {
+        let lines = [
+            "(XEN) HVM1 save: CPURIG: run a-b",
+            "RIG: pass a-b(XEN) uart interrupt",
+            "RIG: run c-d",
+            "RIG: run e-f",
+            "RIG: fail e-f: left: 1",
+            "RIG: lack g-h",
+        ];
+        let log = Log {
+            end: End::Done(1),
+            version: String::new(),
+            lines: lines.map(str::to_owned).into(),
+            path: "log".into(),
+        };
+        let results = heard(&log);
+        assert_eq!(results["a-b"], Fared::Passed);
+        assert_eq!(results["c-d"], Fared::Failed("it did not end".into()));
+        assert_eq!(results["e-f"], Fared::Failed("left: 1".into()));
+        assert_eq!(results["g-h"], Fared::Lacking);
+        assert_eq!(results.len(), 4);
+    }
+}
