@@ -4,7 +4,9 @@
 
 use std::sync::atomic::Ordering;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use vm_memory::{
+    AtomicAccess, Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryResult,
+};
 
 /// Bytes of one access: 1, 2, 4 or 8.
 ///
@@ -127,6 +129,39 @@ pub trait GuestRam: Send + Sync {
     fn store(&self, addr: GuestAddress, width: Width, value: u64) -> Result<(), RamError>;
 }
 
+/// An aligned load; straight from its region where memory is plain, without the walk over the parts of an access.
+#[inline]
+fn load_as<T: AtomicAccess, M: GuestMemory>(
+    memory: &M,
+    addr: GuestAddress,
+    order: Ordering,
+) -> GuestMemoryResult<T> {
+    let plain = memory.physical_memory();
+    if let Some((region, at)) = plain.and_then(|plain| plain.to_region_addr(addr))
+        && let Ok(value) = region.load(at, order)
+    {
+        return Ok(value);
+    }
+    Bytes::load(memory, addr, order)
+}
+
+/// An aligned store, as [`load_as`].
+#[inline]
+fn store_as<T: AtomicAccess, M: GuestMemory>(
+    memory: &M,
+    value: T,
+    addr: GuestAddress,
+    order: Ordering,
+) -> GuestMemoryResult<()> {
+    let plain = memory.physical_memory();
+    if let Some((region, at)) = plain.and_then(|plain| plain.to_region_addr(addr))
+        && region.store(value, at, order).is_ok()
+    {
+        return Ok(());
+    }
+    Bytes::store(memory, value, addr, order)
+}
+
 impl<M: GuestMemory + Send + Sync> GuestRam for M {
     fn read(&self, addr: GuestAddress, buf: &mut [u8]) -> Result<(), RamError> {
         self.read_slice(buf, addr).map_err(|_| RamError {
@@ -156,10 +191,10 @@ impl<M: GuestMemory + Send + Sync> GuestRam for M {
         // Acquire: pairs with the guest's own release of what it wrote before this word (x86 stores are).
         let order = Ordering::Acquire;
         match width {
-            Width::B1 => Bytes::load::<u8>(self, addr, order).map(u64::from),
-            Width::B2 => Bytes::load::<u16>(self, addr, order).map(u64::from),
-            Width::B4 => Bytes::load::<u32>(self, addr, order).map(u64::from),
-            Width::B8 => Bytes::load::<u64>(self, addr, order),
+            Width::B1 => load_as::<u8, _>(self, addr, order).map(u64::from),
+            Width::B2 => load_as::<u16, _>(self, addr, order).map(u64::from),
+            Width::B4 => load_as::<u32, _>(self, addr, order).map(u64::from),
+            Width::B8 => load_as::<u64, _>(self, addr, order),
         }
         .map_err(fail)
     }
@@ -181,10 +216,10 @@ impl<M: GuestMemory + Send + Sync> GuestRam for M {
         // Release: pairs with the acquiring load of a vCPU that sees this word (x86 loads are).
         let order = Ordering::Release;
         match width {
-            Width::B1 => Bytes::store(self, value as u8, addr, order),
-            Width::B2 => Bytes::store(self, value as u16, addr, order),
-            Width::B4 => Bytes::store(self, value as u32, addr, order),
-            Width::B8 => Bytes::store(self, value, addr, order),
+            Width::B1 => store_as(self, value as u8, addr, order),
+            Width::B2 => store_as(self, value as u16, addr, order),
+            Width::B4 => store_as(self, value as u32, addr, order),
+            Width::B8 => store_as(self, value, addr, order),
         }
         .map_err(fail)
     }

@@ -329,13 +329,26 @@ impl<H: Hypervisor> Core<H> {
 
     /// Serves what is in the buffered ring, unless it is empty. Whoever is about to serve a slot does so first: what the vCPU
     /// posted before comes before.
+    #[inline]
     pub(super) fn drain_ring(
         &self,
         ram: &dyn GuestRam,
         guard: &ReadGuard<'_>,
         worker: usize,
     ) -> usize {
-        let Some(ring) = &self.ring else { return 0 };
+        match &self.ring {
+            Some(ring) => self.drain(ring, ram, guard, worker),
+            None => 0,
+        }
+    }
+
+    fn drain(
+        &self,
+        ring: &BufferedRing,
+        ram: &dyn GuestRam,
+        guard: &ReadGuard<'_>,
+        worker: usize,
+    ) -> usize {
         let backoff = Backoff::new();
         let mut drained = 0;
         // Empty means handled, by whoever consumes.

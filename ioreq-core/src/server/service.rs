@@ -168,12 +168,23 @@ impl<H: Hypervisor> Service<H> {
                     worker: self.index,
                     vcpu,
                 };
-                let mut carry = Carry::new(io);
-                if let Err(pause) = carry.run(&bus) {
-                    self.suspend(core, caller, taken.into_owned(), carry, pause);
-                    return;
+                let (carry, result) = match Carry::once(&io, &bus) {
+                    Some(Ok(answer)) => (None, Ok(answer)),
+                    Some(Err(pause)) => (None, Err(pause)),
+                    None => {
+                        let mut carry = Carry::new(io);
+                        let result = carry.run(&bus).map(|()| carry.answer());
+                        (Some(carry), result)
+                    }
+                };
+                match result {
+                    Ok(answer) => answer,
+                    Err(pause) => {
+                        let carry = carry.unwrap_or_else(|| Carry::new(io));
+                        self.suspend(core, caller, taken.into_owned(), carry, pause);
+                        return;
+                    }
                 }
-                carry.answer()
             }
             Kind::TimeOffset { seconds } => {
                 counters.time_offsets.bump();
