@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use ioreq::handler::{Access, Batch, BatchOutcome, Context, Handler, ReadOutcome, WriteOutcome};
+use ioreq::routes::Routes;
 use ioreq::server::{IoreqServer, Running, Workers};
 use ioreq::sim::{Domain, DomainConfig, Machine, SimHypervisor};
 use ioreq::{ErrorKind, MmioRange, PortRange, Sbdf, VcpuId, Width};
@@ -452,4 +453,47 @@ fn configuration_space_is_routed_by_function() {
     assert_eq!(guest.unwrap().join().unwrap(), (0x1202, 0xffff_ffff));
     running.stop().unwrap();
     assert_eq!(server.stats().pci_reads, 1);
+}
+
+/// Reads give the number.
+struct Number(u64);
+
+impl Handler for Number {
+    fn read(&self, _: &Context<'_>, _: Access) -> ReadOutcome {
+        self.0.into()
+    }
+    fn write(&self, _: &Context<'_>, _: Access, _: u64) -> WriteOutcome {
+        WriteOutcome::Done
+    }
+}
+
+#[test]
+fn a_replaced_handler_has_the_route_and_the_others_keep_theirs() {
+    let domain = domain(1);
+    let server = server(&domain);
+    let routes = server.control();
+    let ids: Vec<_> = (0..3)
+        .map(|n| {
+            let range = PortRange::sized(0x500 + 4 * n, 4).unwrap().into();
+            let handler = Arc::new(Number(u64::from(n)));
+            routes.add(&format!("number {n}"), range, handler).unwrap()
+        })
+        .collect();
+    assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2]);
+    let running = server.start().unwrap();
+    let read = || {
+        let program =
+            |cpu: &mut ioreq::sim::Cpu| Ok([cpu.inl(0x500)?, cpu.inl(0x504)?, cpu.inl(0x508)?]);
+        domain.spawn(VcpuId(0), program).unwrap().join().unwrap()
+    };
+    assert_eq!(read(), [0, 1, 2]);
+    routes.replace(ids[1], Arc::new(Number(7))).unwrap();
+    assert_eq!(read(), [0, 7, 2]);
+    routes.retract(ids[0]).unwrap();
+    assert_eq!(read(), [u32::MAX, 7, 2]);
+    let kind = |result: ioreq::Result<()>| result.unwrap_err().kind();
+    assert_eq!(kind(routes.retract(ids[0])), ErrorKind::NoSuchRoute);
+    let gone = routes.replace(ids[0], Arc::new(Number(8)));
+    assert_eq!(kind(gone), ErrorKind::NoSuchRoute);
+    running.stop().unwrap();
 }

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
 
 use crate::run::{cargo, root, succeed};
-use crate::{breaks, doc_examples, main_job, packages, source};
+use crate::{breaks, doc_examples, main_job, packages, source, xen};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -61,6 +61,7 @@ const STEPS: &[Step] = &[
         "every patch of tests/breaks applies",
         breaks::check_all,
     ),
+    ("xen", "the behaviour suite on a real Xen", xen::check),
 ];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
