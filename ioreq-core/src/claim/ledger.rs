@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::error::MarkError;
-use super::parts::{Routed, Routes, parts_of, runs_of, split};
+use super::parts::{Routed, Routes, runs_of, split, tracked_in};
 use super::unmark::{Look, Step, UnmarkEnv, Unmarker};
 use crate::dispatch::{Counted, PageRoute};
 use crate::error::{Error, ErrorKind, Op, Result};
@@ -255,10 +255,8 @@ impl Ledger {
     ) -> Result<()> {
         self.open(core)?;
         for run in core.pages.ranges_in(pages) {
-            for part in parts_of(core, run, Some(&leaving.tracker)) {
-                if !part.leaving {
-                    self.leave(core, part.pages, leaving);
-                }
+            for tracked in tracked_in(core, run, Some(&leaving.tracker)) {
+                self.leave(core, tracked, leaving);
             }
         }
         Ok(())

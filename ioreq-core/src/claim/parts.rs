@@ -58,24 +58,28 @@ impl<'a> Routes<'a> {
 pub(super) fn runs_of(pages: &[Routed]) -> Result<Vec<GfnRange>, Gfn> {
     let mut runs: Vec<GfnRange> = Vec::new();
     for (gfn, _) in pages {
-        let longer = match runs.last() {
-            Some(run) if gfn.0 <= run.last() => return Err(*gfn),
-            Some(run) if gfn.0 == run.last() + 1 => GfnRange::new(run.first(), gfn.0).ok(),
-            _ => None,
-        };
-        match (longer, runs.last_mut()) {
-            (Some(longer), Some(last)) => *last = longer,
-            _ => runs.push((*gfn).into()),
+        if runs.last().is_some_and(|run| gfn.0 <= run.last()) {
+            return Err(*gfn);
         }
+        join(&mut runs, *gfn);
     }
     Ok(runs)
 }
 
-/// A run of pages that stand alike.
+/// Adds a page beyond all of `runs`: to the last one if they are neighbours.
+fn join(runs: &mut Vec<GfnRange>, gfn: Gfn) {
+    let neighbour = runs.last_mut().filter(|run| run.last() + 1 == gfn.0);
+    match neighbour.map(|run| (GfnRange::new(run.first(), gfn.0), run)) {
+        Some((Ok(longer), run)) => *run = longer,
+        _ => runs.push(gfn.into()),
+    }
+}
+
+/// A run of pages to be tracked that stand alike.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Part {
     pub(super) pages: GfnRange,
-    /// They are on their way out; else they are tracked, or of no concern, as the context has it.
+    /// They are on their way out, and so still marked; else the framework does not know them.
     pub(super) leaving: bool,
 }
 
@@ -88,10 +92,8 @@ pub(super) fn split<H: Hypervisor>(
     let mut parts = Vec::new();
     let mut next = pages.first();
     for run in core.pages.ranges_in(pages) {
-        for part in parts_of(core, run, None) {
-            if !part.leaving {
-                return Err(conflict(core, part.pages, pages, routes));
-            }
+        if let Some(tracked) = tracked_in(core, run, None).first() {
+            return Err(conflict(core, *tracked, pages, routes));
         }
         if next < run.first() {
             parts.extend(GfnRange::new(next, run.first() - 1).map(|pages| Part {
@@ -134,29 +136,20 @@ fn conflict<H: Hypervisor>(
     )
 }
 
-/// Cuts a run of known pages into tracked runs, by `tracker` if one is given, and others.
-pub(super) fn parts_of<H: Hypervisor>(
+/// Those of `pages` that have a handler, by `tracker` if one is given, in runs.
+pub(super) fn tracked_in<H: Hypervisor>(
     core: &Core<H>,
-    run: GfnRange,
+    pages: GfnRange,
     tracker: Option<&Arc<TrackerShared>>,
-) -> Vec<Part> {
-    let mut parts: Vec<Part> = Vec::new();
-    for gfn in run.iter() {
+) -> Vec<GfnRange> {
+    let mut runs: Vec<GfnRange> = Vec::new();
+    for gfn in pages.iter() {
         let tracked = core.pages.route_of(gfn).is_some_and(|route| {
             !route.is_leaving() && tracker.is_none_or(|tracker| route.is_of(tracker))
         });
-        let leaving = !tracked;
-        match parts.last_mut() {
-            Some(last) if last.leaving == leaving => {
-                if let Ok(longer) = GfnRange::new(last.pages.first(), gfn.0) {
-                    last.pages = longer;
-                }
-            }
-            _ => parts.push(Part {
-                pages: gfn.into(),
-                leaving,
-            }),
+        if tracked {
+            join(&mut runs, gfn);
         }
     }
-    parts
+    runs
 }
