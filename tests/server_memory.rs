@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use ioreq::handler::{Access, Context, MutHandler, ReadOutcome, WriteOutcome};
 use ioreq::hypervisor::{Intx, SharedPage};
 use ioreq::memory::MappedRegion;
-use ioreq::server::{Exit, IoreqServer};
+use ioreq::server::{Exit, IoreqServer, Polling};
 use ioreq::sim::{Domain, DomainConfig, Machine, SimEvents, SimHypervisor, SimMemory};
 use ioreq::{
     BufIoreq, DomId, DomainState, GfnRange, GuestMap, Interrupts, IoRange, MarkAuthority, MemTypes,
@@ -22,6 +22,8 @@ struct Replacing {
     sim: SimHypervisor,
     current: Mutex<Arc<Memory>>,
     generation: AtomicU64,
+    /// Run once, by the next worker that looks: between its check whether it is to stop and its sleep.
+    hook: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 type Memory = GuestRegionCollection<MappedRegion>;
@@ -34,6 +36,7 @@ impl Replacing {
             sim,
             current,
             generation: AtomicU64::new(0),
+            hook: Mutex::new(None),
         }
     }
 
@@ -61,6 +64,12 @@ impl GuestMap for Replacing {
     }
 
     fn memory_generation(&self) -> u64 {
+        let worker = std::thread::current()
+            .name()
+            .is_some_and(|name| name.ends_with("-w0"));
+        if worker && let Some(hook) = self.hook.lock().unwrap().take() {
+            hook();
+        }
         // Acquire: pairs with `replace`.
         self.generation.load(Ordering::Acquire)
     }
@@ -161,6 +170,7 @@ fn server(vcpus: u32) -> (Domain, Arc<Replacing>, IoreqServer<Replacing>) {
         .unwrap();
     let hv = Arc::new(Replacing::new(&domain));
     let server = IoreqServer::<Replacing>::builder(Arc::clone(&hv))
+        .polling(Polling::off())
         .build()
         .unwrap();
     let range = MmioRange::sized(0xe000_0000, 8).unwrap();
@@ -184,6 +194,35 @@ fn a_caller_that_polls_takes_the_new_memory_up_at_its_next_look() {
     assert!(old.strong_count() > 0, "the group has it");
     server.poll().unwrap();
     assert_eq!(old.strong_count(), 0);
+}
+
+/// The wake-up that a stop sends is consumed by the last look before the sleep; the stop must not be.
+#[test]
+fn a_stop_in_the_middle_of_a_look_is_not_slept_through() {
+    let (_domain, hv, server) = server(1);
+    let running = server.start().unwrap();
+    // Binding made its event channel pending: past that, nothing but a wake-up wakes the worker.
+    assert!(goes(&hv.replace()));
+    std::thread::sleep(Duration::from_millis(50));
+    let (looking, looked) = std::sync::mpsc::channel();
+    let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
+    *hv.hook.lock().unwrap() = Some(Box::new(move || {
+        looking.send(()).unwrap();
+        let _until = goes_on.recv();
+    }));
+    // Wakes the worker: it has the hook in its first look, when it has seen that it is not to stop.
+    hv.replace();
+    looked.recv().unwrap();
+    let stopping = std::thread::spawn(move || running.stop().map(drop));
+    // Stop has set its flag and woken the worker by then; if it has not, this tests less, and does not fail.
+    std::thread::sleep(Duration::from_millis(50));
+    go_on.send(()).unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while !stopping.is_finished() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(stopping.is_finished(), "the worker sleeps");
+    stopping.join().unwrap().unwrap();
 }
 
 /// The mappings of a domain that is gone would keep it as a zombie: the server may stay, they may not.

@@ -260,6 +260,10 @@ impl<H: Hypervisor> Group<H> {
             if self.pass(core) > 0 {
                 continue;
             }
+            // The looks above take wake-ups; who stops the worker sets the flag first, and then wakes it.
+            if stop.is_set() {
+                return None;
+            }
             if let Err(exit) = self.sleep(core) {
                 return Some(exit);
             }

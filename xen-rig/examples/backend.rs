@@ -1,0 +1,522 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The Xen backend on a real Xen, beyond what the behaviour suite asks of every hypervisor: restricted handles, mappings that are
+//! replaced or bounded, domains that leave nothing behind, and servers whose process is killed.
+//!
+//! Runs in dom0, as root. Without arguments it runs every check; it starts itself again as the process that is killed.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use ioreq_core::claim::PageTracker;
+use ioreq_core::handler::{
+    Access, Context, Handler, PageHandler, PageOutcome, PageWrite, ReadOutcome, Verdict,
+    WriteOutcome,
+};
+use ioreq_core::server::{Exit, IoreqServer};
+use ioreq_core::slot::Slots;
+use ioreq_core::{
+    BufIoreq, DomId, DomainState, ErrorKind, EventChannels, EvtchnPort, Gfn, GfnRange, GuestMap,
+    LocalPort, MemTypes, MmioRange, PortRange, Transport, VcpuId,
+};
+use ioreq_xen::{DeviceModel, Handles, XenHypervisor};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use xen_rig::{Done, Guest, Instr, Kind, Privcmd, Program};
+
+type Failure = Box<dyn std::error::Error>;
+type Check = fn(&Arc<Privcmd>) -> Result<(), Failure>;
+
+const CHECKS: &[(&str, Check)] = &[
+    ("restricted", restricted),
+    ("event channels", event_channels),
+    ("bounded mappings", bounded_mappings),
+    ("ballooned page", ballooned_page),
+    ("no zombie", no_zombie),
+    ("ownerless pages", ownerless_pages),
+    ("killed", killed),
+];
+
+/// Guest memory of every domain here: 16 MiB without the VGA window.
+const RAM: [std::ops::Range<u64>; 2] = [0..0xa0, 0xc0..0x1000];
+const MMIO: u64 = 0xe000_0000;
+const PORT: u16 = 0x510;
+/// The tracked page.
+const PAGE: u64 = 0x300;
+const RECORD: &str = "/run-record";
+const BOUND: Duration = Duration::from_secs(30);
+
+fn main() -> Result<(), Failure> {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, role, domid] = arguments.as_slice() {
+        return serve_until_told(DomId(domid.parse()?), role == "take-over");
+    }
+    let xen = Arc::new(Privcmd::open()?);
+    let mut failed = 0;
+    for (name, check) in CHECKS {
+        match check(&xen) {
+            Ok(()) => println!("backend: {name} ... ok"),
+            Err(why) => {
+                failed += 1;
+                println!("backend: {name} ... FAILED: {why}");
+            }
+        }
+    }
+    println!("backend: {} checks, {failed} failed", CHECKS.len());
+    if failed > 0 {
+        return Err("the backend does not do on this Xen what it says".into());
+    }
+    Ok(())
+}
+
+fn holds(what: &str, is: bool) -> Result<(), Failure> {
+    if is { Ok(()) } else { Err(what.into()) }
+}
+
+/// A value that must be the expected one.
+fn is<T: PartialEq + std::fmt::Debug>(what: &str, got: T, expected: T) -> Result<(), Failure> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(format!("{what}: {got:?}, not {expected:?}").into())
+}
+
+fn kind_of<T>(what: &str, result: ioreq_core::Result<T>) -> Result<ErrorKind, Failure> {
+    match result {
+        Ok(_) => Err(format!("{what} works").into()),
+        Err(err) => Ok(err.kind()),
+    }
+}
+
+fn guest(xen: &Arc<Privcmd>, vcpus: u32) -> Result<(Guest, DomId), Failure> {
+    let kind = Kind {
+        vcpus,
+        hap: true,
+        full: false,
+    };
+    let guest = Guest::create(xen, kind, &RAM)?;
+    let domid = DomId(guest.domid());
+    Ok((guest, domid))
+}
+
+fn runs(guest: &Guest, program: &[Instr]) -> Result<Vec<Done>, Failure> {
+    through(&guest.start(0, program)?)
+}
+
+fn through(program: &Program) -> Result<Vec<Done>, Failure> {
+    holds("the guest's program ends", program.wait(BOUND)?)?;
+    Ok(program.results())
+}
+
+fn store(addr: u64, value: u64) -> Instr {
+    Instr::Store {
+        addr,
+        width: 4,
+        value,
+    }
+}
+
+fn frames() -> GfnRange {
+    GfnRange::single(Gfn(PAGE)).expect("a frame that has an address")
+}
+
+/// Keeps what is written to it.
+#[derive(Default)]
+struct Log(Mutex<Vec<u64>>);
+
+impl Log {
+    fn take(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.0.lock().expect("no handler panicked"))
+    }
+}
+
+impl Handler for Log {
+    fn read(&self, _: &Context<'_>, access: Access) -> ReadOutcome {
+        (access.addr ^ 0xff).into()
+    }
+
+    fn write(&self, _: &Context<'_>, _: Access, value: u64) -> WriteOutcome {
+        self.0.lock().expect("no handler panicked").push(value);
+        WriteOutcome::Done
+    }
+}
+
+#[derive(Default)]
+struct Count(AtomicU64);
+
+impl PageHandler for Count {
+    fn write(&self, _: &Context<'_>, _: &PageWrite<'_>) -> PageOutcome {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Verdict::Apply.into()
+    }
+}
+
+fn mmio() -> MmioRange {
+    MmioRange::sized(MMIO, 0x1000).expect("in the address space")
+}
+
+fn ports() -> PortRange {
+    PortRange::sized(PORT, 8).expect("in the address space")
+}
+
+/// The domain is not there any more, not even as a zombie. What goes with it goes in the background.
+fn is_gone(domid: DomId) -> Result<(), Failure> {
+    let privcmd = ioreq_xen::Privcmd::open()?;
+    let end = Instant::now() + BOUND;
+    while privcmd.maximum_gfn(domid) != Err(libc::ESRCH) {
+        holds("the domain goes", Instant::now() < end)?;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+fn device(path: &str) -> std::io::Result<OwnedFd> {
+    let file = File::options().read(true).write(true).open(path)?;
+    Ok(file.into())
+}
+
+/// Handles that were opened before: restricted to one domain, they do all that a server needs, and nothing to another domain.
+fn restricted(xen: &Arc<Privcmd>) -> Result<(), Failure> {
+    let (guest, domid) = guest(xen, 1)?;
+    let (_other, other) = self::guest(xen, 1)?;
+    let handles =
+        Handles::from_owned_fds(device("/dev/xen/privcmd")?, [device("/dev/xen/evtchn")?])?;
+    let builder = XenHypervisor::builder(domid).handles(handles);
+    let hv = Arc::new(builder.ram(GfnRange::new(0, 0xfff)?).restrict().build()?);
+    let privcmd = hv.privcmd();
+    is("restrict again", privcmd.restrict(domid), Ok(()))?;
+    is("elsewhere", privcmd.restrict(other), Err(libc::EINVAL))?;
+    let eperm = Some(libc::EPERM);
+    is("mem_type", privcmd.mem_type(domid, Gfn(1)).err(), eperm)?;
+    is("maximum_gfn", privcmd.maximum_gfn(domid).err(), eperm)?;
+    is("acquire", privcmd.acquire(other, 0, 1).err(), eperm)?;
+    let dm = DeviceModel::new(Arc::clone(privcmd) as _, other);
+    let kind = kind_of("a server elsewhere", dm.create_server(BufIoreq::Off))?;
+    is("a server elsewhere", kind, ErrorKind::NotPermitted)?;
+    let handles = Handles::open()?.privcmd(Arc::clone(privcmd));
+    let mapped = XenHypervisor::builder(other)
+        .handles(handles)
+        .ram(GfnRange::new(0, 0xf)?)
+        .map_in_advance()
+        .build();
+    let kind = kind_of("a mapping of another domain", mapped)?;
+    is("a mapping elsewhere", kind, ErrorKind::NotPermitted)?;
+
+    let server = IoreqServer::<XenHypervisor>::builder(Arc::clone(&hv)).build()?;
+    let log = Arc::new(Log::default());
+    server.route("mmio", mmio(), Arc::clone(&log))?;
+    let claim = server.claim_mem_type()?;
+    let (tracker, count) = (claim.tracker("page"), Arc::new(Count::default()));
+    tracker.track(frames(), Arc::clone(&count) as _)?;
+    let running = server.start()?;
+    let load = Instr::Load {
+        addr: MMIO + 8,
+        width: 4,
+    };
+    let program = [store(MMIO, 5), store(PAGE << 12, 6), load];
+    let done = runs(&guest, &program)?;
+    is(
+        "the read",
+        done.last(),
+        Some(&Done::Value((MMIO + 8) ^ 0xff)),
+    )?;
+    is("MMIO", log.take(), vec![5])?;
+    is("trapped writes", count.0.load(Ordering::SeqCst), 1)?;
+    let kind = kind_of("one handle too many", hv.open_events())?;
+    is("one handle too many", kind, ErrorKind::NotPermitted)?;
+    drop((tracker, claim));
+    is("its state", hv.domain_state()?, DomainState::Running)?;
+    drop(guest);
+    is("its death", running.wait()?, Exit::DomainGone)?;
+    is_gone(domid)
+}
+
+fn event_channels(xen: &Arc<Privcmd>) -> Result<(), Failure> {
+    let (_guest, domid) = guest(xen, 1)?;
+    let hv = XenHypervisor::open(domid)?;
+    let id = hv.create_server(BufIoreq::Atomic)?;
+    let port = hv.server_info(id)?.bufioreq_port.ok_or("no ring's port")?;
+    let events = hv.open_events()?;
+    let local = events.bind(port)?;
+    is(
+        "twice",
+        kind_of("binding twice", events.bind(port))?,
+        ErrorKind::InvalidArgument,
+    )?;
+    let nowhere = events.bind(EvtchnPort(999));
+    is(
+        "nowhere",
+        kind_of("a port of nobody", nowhere)?,
+        ErrorKind::InvalidArgument,
+    )?;
+    let mut fired = [LocalPort(0); 4];
+    is("pending at once", events.pending(&mut fired)?, 1)?;
+    is("which", fired[0], local)?;
+    is("masked", events.pending(&mut fired)?, 0)?;
+    events.recover()?;
+    events.notify(local)?;
+    let stranger = LocalPort(local.0 + 77);
+    for result in [
+        events.notify(stranger),
+        events.unbind(stranger),
+        events.unmask(&[stranger]),
+    ] {
+        is(
+            "a stranger",
+            kind_of("a stranger", result)?,
+            ErrorKind::InvalidArgument,
+        )?;
+    }
+    drop(events); // unbinds
+    hv.open_events()?.bind(port)?;
+    hv.destroy_server(id)?;
+    Ok(())
+}
+
+/// With a limit of one chunk, data all over memory is still served, and the mappings stay few.
+fn bounded_mappings(xen: &Arc<Privcmd>) -> Result<(), Failure> {
+    let (guest, domid) = guest(xen, 1)?;
+    let hv = Arc::new(XenHypervisor::builder(domid).map_on_demand(512).build()?);
+    let server = IoreqServer::<XenHypervisor>::builder(Arc::clone(&hv)).build()?;
+    let log = Arc::new(Log::default());
+    server.route("mmio", mmio(), Arc::clone(&log))?;
+    let running = server.start()?;
+    let before = hv.memory_generation();
+    for round in 0..24 {
+        let from = 0x20_0000 * (1 + round % 7) + 0x3000;
+        let copy = Instr::RepMovs {
+            from,
+            to: MMIO + 0x40,
+            width: 4,
+            count: 2,
+        };
+        runs(
+            &guest,
+            &[store(from, round), store(from + 4, round + 1), copy],
+        )?;
+        is("data by address", log.take(), vec![round, round + 1])?;
+    }
+    holds("turned over", hv.memory_generation() > before + 8)?;
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let mapped = maps.lines().filter(|line| line.contains("privcmd")).count();
+    // A chunk each of the worker's and of the current memory, the ioreq page, the rig's own.
+    holds(&format!("{mapped} mappings are few"), mapped <= 8)?;
+    running.stop()?;
+    Ok(())
+}
+
+/// The guest gives a page back: an INVALIDATE request, and the page is not handed out any more.
+fn ballooned_page(xen: &Arc<Privcmd>) -> Result<(), Failure> {
+    let (guest, domid) = guest(xen, 1)?;
+    let hv = Arc::new(XenHypervisor::open(domid)?);
+    let server = IoreqServer::<XenHypervisor>::builder(Arc::clone(&hv)).build()?;
+    let running = server.start()?;
+    let at = |gfn: u64| GuestAddress(gfn << 12);
+    let old = hv.memory();
+    old.write_obj(77_u32, at(0x3a0))?;
+    runs(&guest, &[Instr::GiveBack { gfn: 0x3a0 }])?;
+    is("INVALIDATE", server.stats().invalidates, 1)?;
+    let new = hv.memory();
+    holds("another memory", !Arc::ptr_eq(&old, &new))?;
+    holds("the page is gone", new.read_obj::<u32>(at(0x3a0)).is_err())?;
+    new.read_obj::<u32>(at(0x3a1))?;
+    is("the old frame", old.read_obj::<u32>(at(0x3a0))?, 77)?;
+    running.stop()?;
+    Ok(())
+}
+
+/// A server outlives its domain, and nothing of the domain stays: neither its memory nor its pages.
+fn no_zombie(xen: &Arc<Privcmd>) -> Result<(), Failure> {
+    let (guest, domid) = guest(xen, 2)?;
+    let hv = Arc::new(XenHypervisor::open(domid)?);
+    let builder = IoreqServer::<XenHypervisor>::builder(Arc::clone(&hv));
+    let server = builder.buffered(BufIoreq::Atomic).build()?;
+    server.route("mmio", mmio(), Log::default())?;
+    let running = server.start()?;
+    runs(&guest, &[store(MMIO, 1)])?;
+    hv.memory().read_obj::<u32>(GuestAddress(0x30_0000))?;
+    drop(guest);
+    is("its end", running.wait()?, Exit::DomainGone)?;
+    is_gone(domid)?;
+    is("its memory", hv.memory().num_regions(), 0)?;
+    server.poll()?; // slots of zeros
+    drop(server);
+    is("its state", hv.domain_state()?, DomainState::Gone)
+}
+
+/// An owner that is destroyed without giving the type up leaves pages behind, and stuck vCPUs; they are repaired.
+fn ownerless_pages(xen: &Arc<Privcmd>) -> Result<(), Failure> {
+    use ioreq_core::abi::dm_op::{DmOp, SetMemType};
+    let (guest, domid) = guest(xen, 1)?;
+    let hv = XenHypervisor::open(domid)?;
+    let all = GfnRange::new(0, 0x10ff)?;
+    let owner = hv.create_server(BufIoreq::Off)?;
+    let page = hv.ioreq_page(owner)?;
+    hv.set_server_state(owner, true)?;
+    hv.claim_mem_type(owner)?;
+    let mark = SetMemType {
+        nr: 3,
+        mem_type: 4,
+        pad: 0,
+        first_pfn: PAGE,
+    };
+    let marked = hv.privcmd().dm_op(domid, &mut mark.encode(), &mut []);
+    is("marking", marked, Ok(()))?;
+    drop(page);
+    hv.destroy_server(owner)?;
+    is(
+        "found",
+        hv.marked_pages(all)?,
+        vec![GfnRange::sized(PAGE, 3)?],
+    )?;
+    let stuck = guest.start(0, &[store((PAGE + 1) << 12, 0x77)])?;
+    holds("it is stuck", !stuck.wait(Duration::from_millis(300))?)?;
+    is("repaired", hv.repair_ownerless_pages(all)?, 3)?;
+    through(&stuck)?;
+    let value: u32 = hv.memory().read_obj(GuestAddress((PAGE + 1) << 12))?;
+    is("what the guest wrote", value, 0x77)?;
+    let next = hv.create_server(BufIoreq::Off)?;
+    hv.claim_mem_type(next)?;
+    hv.disclaim_mem_type(next)?;
+    hv.destroy_server(next)?;
+    Ok(())
+}
+
+/// Kills of the server's process, at least.
+const KILLS: u32 = 20;
+/// Stores of each vCPU's program.
+const STORES: u64 = 24;
+
+/// Where a vCPU's store goes.
+fn place(vcpu: u64, at: u64) -> u64 {
+    (PAGE << 12) + 8 * (vcpu * STORES + at)
+}
+
+/// What it stores there.
+fn written(round: u64, vcpu: u64, at: u64) -> u64 {
+    round << 16 | vcpu << 8 | at
+}
+
+/// Two vCPUs write to one tracked page, which is marked and unmarked all the time; the server's process is killed again and again,
+/// and another one takes over.
+fn killed(xen: &Arc<Privcmd>) -> Result<(), Failure> {
+    let (guest, domid) = guest(xen, 2)?;
+    let hv = XenHypervisor::open(domid)?;
+    let mut server = start(domid, "new")?;
+    let mut kills = 0;
+    let mut states = [0; 4];
+    let mut random = 12345_u32;
+    let mut rounds = 0;
+    loop {
+        rounds += 1;
+        let round = rounds;
+        let programs = [0_u64, 1].map(|vcpu| {
+            let stores = (0..STORES).map(|at| store(place(vcpu, at), written(round, vcpu, at)));
+            // A request whose answer is a value: it must come from whichever process is there.
+            let read = Instr::In {
+                port: PORT,
+                width: 4,
+            };
+            stores.chain([read]).collect::<Vec<_>>()
+        });
+        let [first, second] = &programs;
+        let programs = [guest.start(0, first)?, guest.start(1, second)?];
+        if kills < KILLS {
+            random = random.wrapping_mul(1_103_515_245).wrapping_add(12345);
+            std::thread::sleep(Duration::from_millis(u64::from(random >> 16) % 40));
+            server.kill()?;
+            server.wait()?;
+            kills += 1;
+            let slots = Slots::new(hv.ioreq_page(ioreq_core::ServerId(0))?, 2)?;
+            for vcpu in [VcpuId(0), VcpuId(1)] {
+                let state = slots.get(vcpu).map_or(0, |slot| slot.state());
+                states[usize::from(state & 3)] += 1;
+            }
+            server = start(domid, "take-over")?;
+        }
+        for program in &programs {
+            let done = through(program)?;
+            is(
+                "the port",
+                done.last(),
+                Some(&Done::Value(u64::from(PORT) ^ 0xff)),
+            )?;
+        }
+        if kills == KILLS {
+            break;
+        }
+    }
+    println!(
+        "backend: killed {kills} times; slots then (none, ready, in process, answered): {states:?}"
+    );
+    // Closes its input: the process unmarks, gives up and ends.
+    drop(server.stdin.take());
+    holds("the last process ends well", server.wait()?.success())?;
+    for (vcpu, at) in (0..2).flat_map(|vcpu| (0..STORES).map(move |at| (vcpu, at))) {
+        let got: u32 = hv.memory().read_obj(GuestAddress(place(vcpu, at)))?;
+        is(
+            "what the guest wrote",
+            u64::from(got),
+            written(rounds, vcpu, at),
+        )?;
+    }
+    is("the page", hv.marked_pages(frames())?, vec![])?;
+    let info = hv.server_info(ioreq_core::ServerId(0));
+    is(
+        "the server",
+        kind_of("its server", info)?,
+        ErrorKind::NoSuchServer,
+    )?;
+    holds("no record", !std::path::Path::new(RECORD).exists())?;
+    is("the domain", hv.domain_state()?, DomainState::Running)
+}
+
+/// Starts a server's process; returns when it serves.
+fn start(domid: DomId, role: &str) -> Result<Child, Failure> {
+    use std::io::Read as _;
+    let mut child = Command::new("/proc/self/exe")
+        .args([role, &domid.0.to_string()])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    let mut out = child.stdout.take().ok_or("no output")?;
+    let mut line = [0; 1];
+    out.read_exact(&mut line)
+        .map_err(|err| format!("the server's process did not come up: {err}"))?;
+    Ok(child)
+}
+
+/// The process that is killed: serves, and marks and unmarks its page, until its input is closed.
+fn serve_until_told(domid: DomId, take_over: bool) -> Result<(), Failure> {
+    use std::io::{Read as _, Write as _};
+    let hv = Arc::new(XenHypervisor::open(domid)?);
+    let builder = IoreqServer::<XenHypervisor>::builder(hv).identity("the rig's domain");
+    let server = match take_over {
+        true => builder.take_over(RECORD).build()?,
+        false => builder.record(RECORD).build()?,
+    };
+    server.route("port", ports(), Log::default())?;
+    let claim = server.claim_mem_type()?;
+    let tracker = claim.tracker("page");
+    let count = Arc::new(Count::default());
+    match take_over {
+        true => tracker.adopt(frames(), Arc::clone(&count) as _)?,
+        false => tracker.track(frames(), Arc::clone(&count) as _)?,
+    }
+    let running = server.start()?;
+    std::io::stdout().write_all(b"1")?;
+    std::io::stdout().flush()?;
+    let told = std::thread::spawn(|| std::io::stdin().read_to_end(&mut Vec::new()));
+    while !told.is_finished() {
+        std::thread::sleep(Duration::from_millis(5));
+        tracker.untrack(frames())?;
+        claim.settle(Duration::from_millis(200))?;
+        tracker.track(frames(), Arc::clone(&count) as _)?;
+    }
+    drop((tracker, claim));
+    running.stop()?;
+    Ok(())
+}
