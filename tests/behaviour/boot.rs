@@ -57,6 +57,13 @@ pub(crate) fn run(boot: &str, rows: &[Row]) -> ExitCode {
             }
         }
     }
+    match rig.left() {
+        Ok(left) if left.is_empty() => println!("RIG: nothing left behind"),
+        left => {
+            failed += 1;
+            println!("RIG: left {left:?}");
+        }
+    }
     if failed == 0 {
         ExitCode::SUCCESS
     } else {

@@ -167,6 +167,16 @@ pub(crate) fn fate(xen: &Privcmd, domid: u16) -> io::Result<Fate> {
     })
 }
 
+/// The first domain from `domid` on that is there, dying or not.
+pub(crate) fn next(xen: &Privcmd, domid: u16) -> io::Result<Option<u16>> {
+    let mut domctl = op(GET_INFO, domid);
+    match domctl.simple(xen) {
+        Err(err) if err.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(err) => Err(err),
+        Ok(_) => Ok(u16::try_from(domctl.get_u32(0) & 0xffff).ok()),
+    }
+}
+
 /// Turns global log-dirty mode on or off.
 pub(crate) fn log_dirty(xen: &Privcmd, domid: u16, on: bool) -> io::Result<()> {
     let mut domctl = op(SHADOW_OP, domid).u32(0, LOG_DIRTY[usize::from(on)]);

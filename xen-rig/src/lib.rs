@@ -17,5 +17,5 @@ mod memory;
 
 pub use agent::{Done, Instr};
 pub use domctl::{Fate, Kind};
-pub use guest::{Guest, Program};
+pub use guest::{Guest, Program, left};
 pub use hypercall::Privcmd;

@@ -57,6 +57,16 @@ impl XenRig {
     }
 }
 
+impl XenRig {
+    /// Domains that tests left behind.
+    ///
+    /// # Errors
+    /// Xen's.
+    pub(crate) fn left(&self) -> io::Result<Vec<u16>> {
+        xen_rig::left(&self.xen)
+    }
+}
+
 /// `struct xen_dm_op` as bytes and back.
 fn by_bytes(xen: &Privcmd, domid: u16, op: &mut DmOp, buffer: &mut [u8]) -> Result<(), Errno> {
     let mut bytes = [0; 32];

@@ -19,6 +19,9 @@ use crate::run::root;
 /// How long nothing may be said: longer than any row waits for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// What the suite says when no domain is left at its end.
+const CLEAN: &str = "RIG: nothing left behind";
+
 #[derive(Deserialize)]
 struct File {
     row: Vec<Row>,
@@ -71,6 +74,11 @@ pub(super) fn run(parts: &Parts, smp: u8, filter: Option<&str>) -> Result<()> {
         let log = boot(parts, smp, &suite, name, &ids)?;
         if !matches!(log.end, End::Done(_)) {
             wrong.push(format!("boot {name}: {}", log.end));
+        }
+        if !log.lines.iter().any(|line| line.contains(CLEAN)) {
+            let left = log.lines.iter().find(|line| line.contains("RIG: left "));
+            let what = left.map_or("nobody looked for leaks", String::as_str);
+            wrong.push(format!("boot {name}: {what}"));
         }
         if name == "plain" {
             wrong.extend(log.lines.iter().filter(|line| is_crash(line)).cloned());
