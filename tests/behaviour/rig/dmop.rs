@@ -2,6 +2,8 @@
 
 //! DMOPs by number and byte offset, for what the typed traits cannot express.
 
+use super::Errno;
+
 /// `struct xen_dm_op`: 32 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DmOp {
@@ -49,6 +51,20 @@ impl DmOp {
             pad: 0,
             body: [0; 24],
         }
+    }
+
+    /// Calls with `struct xen_dm_op` as bytes; what the hypervisor answers in them is in the body afterwards.
+    pub(crate) fn by_bytes(
+        &mut self,
+        call: impl FnOnce(&mut [u8; 32]) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let mut bytes = [0; 32];
+        bytes[..4].copy_from_slice(&self.op.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.pad.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.body);
+        let result = call(&mut bytes);
+        self.body.copy_from_slice(&bytes[8..]);
+        result
     }
 
     fn put(mut self, at: usize, bytes: &[u8]) -> Self {

@@ -38,20 +38,6 @@ impl SimRig {
     }
 }
 
-/// `struct xen_dm_op` as bytes and back.
-fn by_bytes(
-    op: &mut DmOp,
-    call: impl FnOnce(&mut [u8; 32]) -> Result<(), Errno>,
-) -> Result<(), Errno> {
-    let mut bytes = [0; 32];
-    bytes[..4].copy_from_slice(&op.op.to_le_bytes());
-    bytes[4..8].copy_from_slice(&op.pad.to_le_bytes());
-    bytes[8..].copy_from_slice(&op.body);
-    let result = call(&mut bytes);
-    op.body.copy_from_slice(&bytes[8..]);
-    result
-}
-
 impl Rig for SimRig {
     type Domain = SimDomain;
 
@@ -96,7 +82,7 @@ impl Rig for SimRig {
 
     fn dm_op(&self, domid: DomId, op: &mut DmOp) -> Result<(), Errno> {
         let raw = self.machine().raw(domid);
-        by_bytes(op, |bytes| raw.dm_op(bytes, &mut []))
+        op.by_bytes(|bytes| raw.dm_op(bytes, &mut []))
     }
 }
 
@@ -118,7 +104,7 @@ impl Domain for SimDomain {
 
     fn dm_op(&self, op: &mut DmOp, buffer: &mut [u8]) -> Result<(), Errno> {
         let raw = self.0.hypervisor().raw();
-        by_bytes(op, |bytes| raw.dm_op(bytes, buffer))
+        op.by_bytes(|bytes| raw.dm_op(bytes, buffer))
     }
 
     fn acquire(&self, id: ServerId, frame: u64) -> Result<SharedPage, Errno> {

@@ -67,15 +67,9 @@ impl XenRig {
     }
 }
 
-/// `struct xen_dm_op` as bytes and back.
-fn by_bytes(xen: &Privcmd, domid: u16, op: &mut DmOp, buffer: &mut [u8]) -> Result<(), Errno> {
-    let mut bytes = [0; 32];
-    bytes[..4].copy_from_slice(&op.op.to_le_bytes());
-    bytes[4..8].copy_from_slice(&op.pad.to_le_bytes());
-    bytes[8..].copy_from_slice(&op.body);
-    let result = xen.dm_op(domid, &mut bytes, buffer);
-    op.body.copy_from_slice(&bytes[8..]);
-    result.map_err(|err| errno(&err))
+/// A DMOP on the running Xen.
+fn dm_op(xen: &Privcmd, domid: u16, op: &mut DmOp, buffer: &mut [u8]) -> Result<(), Errno> {
+    op.by_bytes(|bytes| xen.dm_op(domid, bytes, buffer).map_err(|err| errno(&err)))
 }
 
 impl Rig for XenRig {
@@ -127,7 +121,7 @@ impl Rig for XenRig {
     }
 
     fn dm_op(&self, domid: DomId, op: &mut DmOp) -> Result<(), Errno> {
-        by_bytes(&self.xen, domid.0, op, &mut [])
+        dm_op(&self.xen, domid.0, op, &mut [])
     }
 }
 
@@ -192,7 +186,7 @@ impl Domain for XenDomain {
     }
 
     fn dm_op(&self, op: &mut DmOp, buffer: &mut [u8]) -> Result<(), Errno> {
-        by_bytes(&self.xen, self.guest.domid(), op, buffer)
+        dm_op(&self.xen, self.guest.domid(), op, buffer)
     }
 
     fn acquire(&self, id: ServerId, frame: u64) -> Result<SharedPage, Errno> {
