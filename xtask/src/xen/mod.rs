@@ -33,6 +33,8 @@ pub(crate) struct Args {
 enum Command {
     /// Boots and checks that test domains can be made and execute instructions.
     Smoke(Common),
+    /// Tests the Xen backend: restricted handles, mappings, servers whose process is killed.
+    Backend(Common),
     /// Runs the behaviour suite.
     Test {
         #[command(flatten)]
@@ -56,7 +58,8 @@ struct Common {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.command {
-        Command::Smoke(common) => smoke(common),
+        Command::Smoke(common) => program(&Parts::ready(common.release)?, common.smp, "smoke"),
+        Command::Backend(common) => program(&Parts::ready(common.release)?, common.smp, "backend"),
         Command::Test { common, filter } => {
             let parts = Parts::ready(common.release)?;
             println!("{}", parts.package);
@@ -66,11 +69,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// The suite on every version, for `cargo xtask test`.
+/// The suite and the backend's tests on every version, for `cargo xtask test`.
 pub(crate) fn check() -> Result<()> {
-    suite::run(&Parts::ready(Release::V4_17)?, PROCESSORS, None)?;
+    let all = |parts: &Parts| -> Result<()> {
+        suite::run(parts, PROCESSORS, None)?;
+        program(parts, PROCESSORS, "backend")
+    };
+    all(&Parts::ready(Release::V4_17)?)?;
     match Parts::ready(Release::V4_20) {
-        Ok(parts) => suite::run(&parts, PROCESSORS, None),
+        Ok(parts) => all(&parts),
         Err(why) => {
             println!("NOT RUN 4.20: {why:#}");
             Ok(())
@@ -78,18 +85,25 @@ pub(crate) fn check() -> Result<()> {
     }
 }
 
-fn smoke(common: &Common) -> Result<()> {
-    let parts = Parts::ready(common.release)?;
-    let program = program::example("xen-rig", "smoke")?;
-    let boot = Boot::new(&parts, common.smp)
-        .program("smoke", &program)
-        .job("/bin/smoke");
-    let log = boot.run(Duration::from_secs(60))?;
-    println!("{} ({})", log.version, parts.package);
-    match log.end {
-        End::Done(0) => Ok(()),
-        end => bail!("{end}; the log: {}", log.path.display()),
+/// Boots, and runs one of the rig's programs to its end.
+fn program(parts: &Parts, smp: u8, name: &str) -> Result<()> {
+    let file = program::example("xen-rig", name)?;
+    let log = Boot::new(parts, smp)
+        .program(name, &file)
+        .job(&format!("/bin/{name}"))
+        .run(Duration::from_secs(120))?;
+    println!("{name}: {}, {}", log.version, log.end);
+    if log.end == End::Done(0) {
+        return Ok(());
     }
+    let said = log.lines.iter().filter(|line| !line.starts_with("(XEN)"));
+    let said: Vec<&str> = said.map(String::as_str).collect();
+    let last = said.len().saturating_sub(30);
+    bail!(
+        "{name}:\n  {}\nthe log: {}",
+        said[last..].join("\n  "),
+        log.path.display()
+    );
 }
 
 fn shell(common: &Common) -> Result<()> {
