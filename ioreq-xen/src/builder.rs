@@ -73,7 +73,8 @@ impl Builder {
     }
 
     /// Maps all of the guest's memory now, and keeps it mapped: no access has to wait for it later. Every page of the
-    /// [`ram`](Self::ram) ranges must be there.
+    /// [`ram`](Self::ram) ranges must be there. When the guest gives memory back (an INVALIDATE request), all is unmapped, and
+    /// mapped again as it is used.
     pub fn map_in_advance(mut self) -> Self {
         self.mapping = Mapping::InAdvance;
         self
