@@ -130,3 +130,24 @@ fn a_table_that_is_gone_before_it_was_tracked_never_is() {
     let structure = world.shadow.0.lock();
     assert!(structure.to_track.is_empty() && structure.new_links.is_empty());
 }
+
+#[test]
+fn what_is_noted_of_links_to_new_tables_is_bounded() {
+    // 40 directories, all entries of which lead to one new table.
+    let world = World::new(0x100);
+    world.entry(1, 0, 0x2003);
+    for directory in 0..40 {
+        world.entry(2, directory, (0x10 + directory) << 12 | 3);
+        for index in 0..512 {
+            world.entry(0x10 + directory, index, 0x4003);
+        }
+    }
+    let root = world.shadow.create(L4).unwrap();
+    assert_eq!(world.shadow.stats().tables, 2 + 40 + 1);
+    let noted = world.shadow.0.lock().new_links.capacity();
+    assert!(noted <= 16 << 10, "room for {noted}");
+    world.entry(4, 9, 0x9003);
+    world.check(root, L4);
+    world.shadow.destroy(root).unwrap();
+    assert!(world.tracker.tracked().is_empty());
+}
