@@ -4,23 +4,20 @@
 
 use ioreq_core::abi::dm_op::{
     self, CreateIoreqServer, DestroyIoreqServer, DmOp, DmOpBytes, GetIoreqServerInfo, MapIoRange,
-    MapMemType, ModifiedMemory, ModifiedMemoryExtent, NrVcpus, SetIoreqServerState, SetMemType,
-    TrackDirtyVram, UnmapIoRange,
+    MapMemType, ModifiedMemory, ModifiedMemoryExtent, NrVcpus, PinMemoryCacheattr,
+    SetIoreqServerState, SetMemType, TrackDirtyVram, UnmapIoRange,
 };
 use ioreq_core::hypervisor::{InjectedEvent, Intx};
 use ioreq_core::{Sbdf, VcpuId};
 use libc::{E2BIG, EINVAL, EOPNOTSUPP};
 
 use crate::interrupts::Injected;
-use crate::raw::RawDmop;
+use crate::raw::{BUFFER_MAX, RawDmop};
 
 type Errno<T> = Result<T, i32>;
 
 /// `XEN_DMOP_nr_vcpus`, the last operation.
 const LAST: u32 = 20;
-
-/// Largest buffer of an operation that the kernel passes on.
-const BUFFER_MAX: usize = 4096;
 
 /// A line's level: 0 or 1.
 fn level(byte: u8) -> Errno<bool> {
@@ -35,7 +32,7 @@ impl RawDmop {
     /// An operation as the bytes of `struct xen_dm_op` (op u32, pad u32, 24 bytes of union), as the ioctl takes it; answers
     /// are written into it. `buffer` is the second buffer of the operations that have one.
     ///
-    /// relocate_memory and pin_memory_cacheattr are not modelled: EOPNOTSUPP.
+    /// relocate_memory is not modelled: EOPNOTSUPP.
     ///
     /// ```
     /// use ioreq_sim::{DomainConfig, Machine};
@@ -97,7 +94,7 @@ impl RawDmop {
             }
             7 => {
                 let op = TrackDirtyVram::decode(bytes);
-                self.vram(op.first_pfn, op.nr, buffer)?;
+                self.track_dirty_vram(op.first_pfn, op.nr, op.pad, buffer)?;
             }
             8..=10 | 13 | 14 => self.interrupt(number, bytes)?,
             11 => self.modified(ModifiedMemory::decode(bytes).nr_extents, buffer)?,
@@ -114,6 +111,10 @@ impl RawDmop {
                 let [reason, ..] = dm_op::RemoteShutdown::decode(bytes).reason.to_le_bytes();
                 self.remote_shutdown(reason)?;
             }
+            18 => {
+                let op = PinMemoryCacheattr::decode(bytes);
+                self.pin_memory_cacheattr(op.start, op.end, op.kind, op.pad)?;
+            }
             20 => {
                 let vcpus = self.nr_vcpus()?;
                 *bytes = NrVcpus { vcpus }.encode();
@@ -123,14 +124,6 @@ impl RawDmop {
                 return Err(EOPNOTSUPP);
             }
         }
-        Ok(())
-    }
-
-    /// No bit of the bitmap is ever set: the model has no display.
-    fn vram(&self, first: u64, nr: u32, bitmap: &mut [u8]) -> Errno<()> {
-        let bytes = usize::try_from(nr.div_ceil(8)).map_err(|_| EINVAL)?;
-        self.track_dirty_vram(first, nr)?;
-        bitmap.get_mut(..bytes).ok_or(EINVAL)?.fill(0);
         Ok(())
     }
 
@@ -168,6 +161,9 @@ impl RawDmop {
             }
             13 => {
                 let op = dm_op::InjectEvent::decode(bytes);
+                if op.pad0 != 0 || op.pad1 != 0 {
+                    return Err(EINVAL);
+                }
                 let vcpu = VcpuId(op.vcpuid);
                 if vcpu.0 >= domain.config.vcpus {
                     return Err(EINVAL);
@@ -198,7 +194,7 @@ impl RawDmop {
     /// `modified_memory`: the last extent first, as Xen takes them.
     fn modified(&self, extents: u32, buffer: &[u8]) -> Errno<()> {
         let domain = self.target(11, &[])?;
-        if !domain.is_log_dirty() {
+        if !domain.logs() {
             return Ok(());
         }
         let count = usize::try_from(extents).map_err(|_| EINVAL)?;

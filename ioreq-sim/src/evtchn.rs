@@ -13,7 +13,7 @@ use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
 };
 
-use ioreq_core::{Error, ErrorKind, EventChannels, EvtchnPort, LocalPort, Op, Result};
+use ioreq_core::{DomId, Error, ErrorKind, EventChannels, EvtchnPort, LocalPort, Op, Result};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::domain::DomainInner;
@@ -26,14 +26,17 @@ use crate::vcpu::Vcpu;
 pub(crate) struct Channel {
     pub(crate) port: EvtchnPort,
     vcpu: Arc<Vcpu>,
+    /// The domain that may bind it.
+    emulator: DomId,
     bound: RwLock<Option<Arc<Binding>>>,
 }
 
 impl Channel {
-    pub(crate) fn new(port: u32, vcpu: Arc<Vcpu>) -> Self {
+    pub(crate) fn new(port: u32, vcpu: Arc<Vcpu>, emulator: DomId) -> Self {
         Channel {
             port: EvtchnPort(port),
             vcpu,
+            emulator,
             bound: RwLock::new(None),
         }
     }
@@ -299,7 +302,10 @@ impl EventChannels for SimEvents {
             return Err(handle.error(libc::ESRCH));
         }
         let fail = || handle.error(libc::EINVAL).about(remote.to_string());
-        let channel = handle.domain.channel(remote).ok_or_else(fail)?;
+        let channel = handle.domain.channel(remote);
+        let channel = channel
+            .filter(|c| c.emulator == handle.process.emulator)
+            .ok_or_else(fail)?;
         let binding = {
             let mut bound = channel
                 .bound

@@ -46,8 +46,8 @@ pub struct SimHypervisor {
 }
 
 impl SimHypervisor {
-    pub(crate) fn new(domain: Domain) -> Self {
-        let raw = RawDmop::open(domain.domid(), Some(Arc::clone(domain.inner())));
+    pub(crate) fn new(domain: Domain, emulator: DomId) -> Self {
+        let raw = RawDmop::open(domain.domid(), Some(Arc::clone(domain.inner())), emulator);
         SimHypervisor { domain, raw }
     }
 

@@ -78,7 +78,7 @@
 //! * Other users of guest memory: PV back ends, grants, ballooning, page sharing. Guest writes are not recorded in log-dirty mode,
 //!   only its refusals and `modified_memory` are there.
 //! * The legacy way of mapping ioreq pages at guest frames, but for the errors it leads to.
-//! * Arm. IOMMUs. Nested virtualisation. `relocate_memory`, `pin_memory_cacheattr`.
+//! * Arm. IOMMUs. Nested virtualisation. `relocate_memory`.
 //! * More exclusion than on Xen is given in one place: all faults hold the p2m lock one by one on Xen, here they only exclude
 //!   `set_mem_type`, not each other.
 

@@ -99,7 +99,7 @@ impl Machine {
     #[must_use]
     pub fn raw(&self, domid: DomId) -> RawDmop {
         let domain = self.0.find(domid);
-        RawDmop::open(domid, domain)
+        RawDmop::open(domid, domain, DomId(0))
     }
 
     /// Why Xen panicked, if it did. Nothing on the machine works any more then.

@@ -14,6 +14,10 @@ const RAM_RW: u8 = 0;
 const RAM_RO: u8 = 1;
 const MMIO_DM: u8 = 2;
 const IOREQ_SERVER: u8 = 4;
+/// Ordinary RAM whose next store by the guest is logged (`p2m_ram_logdirty`).
+const RAM_LOGGED: u8 = 8;
+/// Given back by the guest: nothing is populated any more.
+const HOLE: u8 = 0xff;
 
 fn code(ty: P2mType) -> u8 {
     match ty {
@@ -24,12 +28,13 @@ fn code(ty: P2mType) -> u8 {
     }
 }
 
-fn decode(byte: u8) -> P2mType {
+fn decode(byte: u8) -> Option<P2mType> {
     match byte {
-        RAM_RO => P2mType::RamRo,
-        MMIO_DM => P2mType::MmioDm,
-        IOREQ_SERVER => P2mType::IoreqServer,
-        _ => P2mType::RamRw,
+        RAM_RO => Some(P2mType::RamRo),
+        MMIO_DM => Some(P2mType::MmioDm),
+        IOREQ_SERVER => Some(P2mType::IoreqServer),
+        HOLE => None,
+        _ => Some(P2mType::RamRw),
     }
 }
 
@@ -66,7 +71,44 @@ impl P2m {
     /// The frame's type; `None` where nothing is populated, which the guest accesses as MMIO.
     pub(crate) fn lookup(&self, gfn: Gfn) -> Option<P2mType> {
         // Relaxed: the p2m lock orders changes against faults; a re-execution may see either type, as on Xen.
-        self.cell(gfn.0).map(|c| decode(c.load(Ordering::Relaxed)))
+        self.cell(gfn.0)
+            .and_then(|c| decode(c.load(Ordering::Relaxed)))
+    }
+
+    /// The type that a store meets, and whether the frame's stores are logged.
+    pub(crate) fn store_type(&self, addr: u64) -> (P2mType, bool) {
+        // Relaxed: see `lookup`.
+        let byte = self.cell(addr >> 12).map(|c| c.load(Ordering::Relaxed));
+        let ty = byte.and_then(decode).unwrap_or(P2mType::MmioDm);
+        (ty, byte == Some(RAM_LOGGED))
+    }
+
+    /// Whether the frame's next store is logged.
+    pub(crate) fn is_logged(&self, gfn: Gfn) -> bool {
+        self.store_type(gfn.0 << 12).1
+    }
+
+    /// From here on the next store to the frame is logged, or no more. Ordinary RAM only; whether it was that.
+    pub(crate) fn log(&self, gfn: u64, on: bool) -> bool {
+        let (from, to) = if on {
+            (RAM_RW, RAM_LOGGED)
+        } else {
+            (RAM_LOGGED, RAM_RW)
+        };
+        // Relaxed: see `lookup`. An exchange, as a guest's store takes the mark off without the p2m lock.
+        self.cell(gfn).is_some_and(|c| {
+            c.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        })
+    }
+
+    /// Takes the frame away (`guest_physmap_remove_page`). The caller holds the p2m lock.
+    pub(crate) fn remove(&self, gfn: Gfn) {
+        // Relaxed: see `lookup`.
+        let old = self.cell(gfn.0).map(|c| c.swap(HOLE, Ordering::Relaxed));
+        if old == Some(IOREQ_SERVER) {
+            self.outstanding.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// The type that an access meets.
@@ -88,17 +130,20 @@ impl P2m {
     /// Changes one frame's type if Xen allows the change (`allow_p2m_type_change`). With `log_dirty` ordinary RAM is of
     /// another type to Xen, from which nothing can become ioreq_server.
     pub(crate) fn change(&self, gfn: u64, new: P2mType, log_dirty: bool) -> Result<(), i32> {
-        let Some(cell) = self.cell(gfn) else {
+        // Relaxed, here and below: see `lookup`; the caller holds the p2m lock.
+        let found = self.cell(gfn).and_then(|cell| {
+            let byte = cell.load(Ordering::Relaxed);
+            decode(byte).map(|old| (cell, old, log_dirty || byte == RAM_LOGGED))
+        });
+        let Some((cell, old, logged)) = found else {
             return if new == P2mType::MmioDm {
                 Ok(())
             } else {
                 Err(libc::EINVAL)
             };
         };
-        // Relaxed, here and below: see `lookup`; the caller holds the p2m lock.
-        let old = decode(cell.load(Ordering::Relaxed));
         let allowed = match (old, new) {
-            (P2mType::RamRw, P2mType::IoreqServer) => !log_dirty,
+            (P2mType::RamRw, P2mType::IoreqServer) => !logged,
             (_, P2mType::IoreqServer) => false,
             (P2mType::IoreqServer, new) => new == P2mType::RamRw,
             (P2mType::MmioDm, new) => new == P2mType::MmioDm,
@@ -178,6 +223,34 @@ mod tests {
         let p2m = p2m();
         assert_eq!(p2m.change(1, P2mType::IoreqServer, true), Err(libc::EINVAL));
         p2m.change(1, P2mType::RamRo, true).unwrap();
+    }
+
+    #[test]
+    fn a_logged_page_is_ram_that_cannot_become_tracked() {
+        let p2m = p2m();
+        assert!(p2m.log(1, true) && p2m.is_logged(Gfn(1)));
+        assert!(!p2m.log(1, true), "logged already");
+        assert_eq!(p2m.lookup(Gfn(1)), Some(P2mType::RamRw));
+        assert_eq!(
+            p2m.change(1, P2mType::IoreqServer, false),
+            Err(libc::EINVAL)
+        );
+        assert!(p2m.log(1, false) && !p2m.is_logged(Gfn(1)));
+        p2m.change(1, P2mType::IoreqServer, false).unwrap();
+        assert!(!p2m.log(1, true), "ordinary RAM only");
+    }
+
+    #[test]
+    fn a_page_given_back_is_a_hole_and_not_outstanding() {
+        let p2m = p2m();
+        p2m.change(1, P2mType::IoreqServer, false).unwrap();
+        p2m.remove(Gfn(1));
+        assert_eq!((p2m.outstanding(), p2m.lookup(Gfn(1))), (0, None));
+        assert_eq!(p2m.access_type(0x1000), P2mType::MmioDm);
+        assert_eq!(p2m.change(1, P2mType::RamRw, false), Err(libc::EINVAL));
+        p2m.change(1, P2mType::MmioDm, false).unwrap();
+        p2m.remove(Gfn(0x50));
+        assert_eq!(p2m.outstanding(), 0);
     }
 
     #[test]

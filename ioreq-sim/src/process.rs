@@ -5,18 +5,28 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use ioreq_core::{Error, ErrorKind, Op, Result};
+use ioreq_core::{DomId, Error, ErrorKind, Op, Result};
 
 use crate::evtchn::Handle;
 
 /// One process: alive, with its open event-channel handles.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Process {
+    /// The domain that it runs in.
+    pub(crate) emulator: DomId,
     killed: AtomicBool,
     handles: Mutex<Vec<Weak<Handle>>>,
 }
 
 impl Process {
+    pub(crate) fn new(emulator: DomId) -> Self {
+        Process {
+            emulator,
+            killed: AtomicBool::new(false),
+            handles: Mutex::default(),
+        }
+    }
+
     pub(crate) fn opened(&self, handle: &Arc<Handle>) {
         let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
         handles.retain(|h| h.strong_count() > 0);

@@ -36,15 +36,15 @@ pub struct RawDmop {
 
 type Errno<T> = Result<T, i32>;
 
-/// Most pages that the kernel lets through in one track_dirty_vram: a bit each in a buffer of a page.
-const VRAM_PAGES: u32 = 4096 * 8;
+/// Largest buffer of an operation that the kernel passes on, in bytes.
+pub(crate) const BUFFER_MAX: usize = 4096;
 
 impl RawDmop {
-    pub(crate) fn open(domid: DomId, domain: Option<Arc<DomainInner>>) -> Self {
+    pub(crate) fn open(domid: DomId, domain: Option<Arc<DomainInner>>, emulator: DomId) -> Self {
         RawDmop {
             domid,
             domain,
-            process: Arc::default(),
+            process: Arc::new(Process::new(emulator)),
         }
     }
 
@@ -77,7 +77,7 @@ impl RawDmop {
     /// EINVAL for a mode above 2 or a pad, ENOSPC beyond 8 servers.
     pub fn create(&self, handle_bufioreq: u8, pad: u8) -> Errno<u16> {
         self.target(1, &[u32::from(pad)])?
-            .create_server(handle_bufioreq)
+            .create_server(self.process.emulator, handle_bufioreq)
     }
 
     /// `get_ioreq_server_info`: gfn of the ioreq page, gfn of the buffered page, port of the ring. Flag 1 is no_gfns.
@@ -85,7 +85,8 @@ impl RawDmop {
     /// # Errors
     /// EINVAL for other flags, ENOENT; with gfns EPERM after acquire, ENOMEM where the version has none.
     pub fn get_info(&self, id: u16, flags: u16) -> Errno<(u64, u64, u32)> {
-        self.target(2, &[])?.server_info(id, flags)
+        self.target(2, &[])?
+            .server_info(self.process.emulator, id, flags)
     }
 
     /// `map_io_range_to_ioreq_server`.
@@ -93,8 +94,13 @@ impl RawDmop {
     /// # Errors
     /// EINVAL (start > end, type, pad), ENOENT, EEXIST, ENOMEM.
     pub fn map_range(&self, id: u16, kind: u32, start: u64, end: u64, pad: u16) -> Errno<()> {
-        self.target(3, &[u32::from(pad)])?
-            .change_range(true, id, kind, (start, end))
+        self.target(3, &[u32::from(pad)])?.change_range(
+            self.process.emulator,
+            true,
+            id,
+            kind,
+            (start, end),
+        )
     }
 
     /// `unmap_io_range_from_ioreq_server`.
@@ -102,8 +108,13 @@ impl RawDmop {
     /// # Errors
     /// EINVAL (start > end, type, pad), ENOENT, ENOMEM when a split needs a range too many.
     pub fn unmap_range(&self, id: u16, kind: u32, start: u64, end: u64, pad: u16) -> Errno<()> {
-        self.target(4, &[u32::from(pad)])?
-            .change_range(false, id, kind, (start, end))
+        self.target(4, &[u32::from(pad)])?.change_range(
+            self.process.emulator,
+            false,
+            id,
+            kind,
+            (start, end),
+        )
     }
 
     /// `set_ioreq_server_state`.
@@ -112,7 +123,7 @@ impl RawDmop {
     /// EINVAL for a pad, ENOENT.
     pub fn set_state(&self, id: u16, enabled: u8, pad: u8) -> Errno<()> {
         self.target(5, &[u32::from(pad)])?
-            .set_server_state(id, enabled != 0)
+            .set_server_state(self.process.emulator, id, enabled != 0)
     }
 
     /// `destroy_ioreq_server`.
@@ -120,16 +131,29 @@ impl RawDmop {
     /// # Errors
     /// EINVAL for a pad, ENOENT.
     pub fn destroy(&self, id: u16, pad: u16) -> Errno<()> {
-        self.target(6, &[u32::from(pad)])?.destroy_server(id)
+        self.target(6, &[u32::from(pad)])?
+            .destroy_server(self.process.emulator, id)
     }
 
-    /// `track_dirty_vram`.
+    /// `track_dirty_vram`: a bit a page, set for those written since the last call. The first call for a range sets all. A domain
+    /// has one range; `nr` 0 ends it.
     ///
     /// # Errors
-    /// E2BIG beyond 32768 pages.
-    pub fn track_dirty_vram(&self, _first: u64, nr: u32) -> Errno<()> {
-        self.target(7, &[])?;
-        if nr > VRAM_PAGES { Err(E2BIG) } else { Ok(()) }
+    /// E2BIG for a bitmap of more than 4096 bytes, which the kernel does not pass on; EINVAL (pad, one too small for `nr`).
+    pub fn track_dirty_vram(&self, first: u64, nr: u32, pad: u32, bitmap: &mut [u8]) -> Errno<()> {
+        if bitmap.len() > BUFFER_MAX {
+            return Err(E2BIG);
+        }
+        self.target(7, &[pad])?.track_dirty_vram(first, nr, bitmap)
+    }
+
+    /// `pin_memory_cacheattr` of `first..=last`; type `u32::MAX` ends it.
+    ///
+    /// # Errors
+    /// EINVAL (pad, type, a range that is backward or beyond the processor's frames), ENOENT for the end of a range that is not
+    /// pinned, EBUSY for one that overlaps another, ENOSPC beyond 64.
+    pub fn pin_memory_cacheattr(&self, first: u64, last: u64, ty: u32, pad: u32) -> Errno<()> {
+        self.target(18, &[pad])?.pin_cacheattr(first, last, ty)
     }
 
     /// `set_mem_type`.
@@ -146,7 +170,8 @@ impl RawDmop {
     /// # Errors
     /// EOPNOTSUPP without HAP, EINVAL (type, flags, not the owner), ENOENT, EBUSY.
     pub fn map_mem_type(&self, id: u16, ty: u16, flags: u32, opaque: u64) -> Errno<()> {
-        self.target(15, &[])?.map_mem_type(id, ty, flags, opaque)
+        self.target(15, &[])?
+            .map_mem_type(self.process.emulator, id, (ty, flags), opaque)
     }
 
     /// `remote_shutdown`.
@@ -192,6 +217,7 @@ impl RawDmop {
     /// # Errors
     /// ENOENT, EINVAL for another frame, EPERM after get_info with gfns.
     pub fn acquire(&self, id: u16, frame: u64) -> Errno<SharedPage> {
-        self.target(u32::MAX, &[])?.acquire(id, frame)
+        self.target(u32::MAX, &[])?
+            .acquire(self.process.emulator, id, frame)
     }
 }

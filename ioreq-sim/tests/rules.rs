@@ -267,8 +267,14 @@ fn log_dirty_and_tracking_exclude_each_other() {
             (error.kind(), error.errno()),
             (ErrorKind::Busy, Some(EBUSY))
         );
-        assert_eq!(raw.track_dirty_vram(0x400, 1), Ok(()));
-        assert_eq!(raw.track_dirty_vram(0, 32769), Err(E2BIG));
+        assert_eq!(raw.track_dirty_vram(0x400, 1, 0, &mut [0]), Ok(()));
+        let mut large = [0; 4097];
+        assert_eq!(raw.track_dirty_vram(0, 32769, 0, &mut large), Err(E2BIG));
+        let mut small = [0; 4096];
+        assert_eq!(
+            raw.track_dirty_vram(0, 32769, 0, &mut small),
+            Err(libc::EINVAL)
+        );
         let pages = GfnRange::sized(0x10, 2).unwrap();
         hv.modified(pages).unwrap();
         assert!(domain.take_modified().is_empty(), "not in log-dirty mode");

@@ -15,6 +15,7 @@
 mod boot;
 mod claim;
 mod event;
+mod kernel;
 mod mem_type;
 mod op;
 mod range;
@@ -31,6 +32,7 @@ mod support;
 mod table;
 mod trap;
 mod unmark;
+mod vram;
 
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -178,7 +178,15 @@ pub(crate) fn type_no_hap<R: Rig>(rig: &R) {
     let domain = rig.domain(Options::no_hap());
     let result = by_number(&domain, IOREQ_SERVER, TRACKED.0, 1);
     refused_raw(result, libc::EOPNOTSUPP);
-    refused_raw(by_number(&domain, IOREQ_SERVER, TRACKED.0, 0), libc::EINVAL);
+    // What is wrong with the arguments themselves goes first.
+    for (ty, first, nr) in [
+        (IOREQ_SERVER, TRACKED.0, 0),
+        (IOREQ_SERVER, RAM_FRAMES, 1),
+        (3, TRACKED.0, 1),
+        (9, TRACKED.0, 1),
+    ] {
+        refused_raw(by_number(&domain, ty, first, nr), libc::EINVAL);
+    }
     assert_eq!(by_number(&domain, RAM_RO, TRACKED.0, 1), Ok(()));
     assert_eq!(domain.mem_type(TRACKED), RAM_RO);
 }

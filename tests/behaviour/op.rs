@@ -7,8 +7,8 @@ use ioreq_core::{BufIoreq, DomId, DomainState, ShutdownReason, Transport, Width}
 use crate::rig::{
     CREATE_SERVER, DESTROY_SERVER, DmOp, Domain, GuestOp, INJECT_EVENT, INJECT_MSI, IOREQ_SERVER,
     IRQ_LEVEL, ISA_IRQ, MAP_MEM_TYPE, MAP_RANGE, MMIO_DM, MODIFIED_MEMORY, NO_GFNS, NR_VCPUS,
-    Options, PCI_INTX, PCI_LINK, RAM_RO, RAM_RW, REMOTE_SHUTDOWN, Rig, SERVER_INFO, SERVER_STATE,
-    SET_MEM_TYPE, TRACK_DIRTY_VRAM, UNMAP_RANGE,
+    Options, PCI_INTX, PCI_LINK, PIN_CACHEATTR, RAM_RO, RAM_RW, REMOTE_SHUTDOWN, Rig, SERVER_INFO,
+    SERVER_STATE, SET_MEM_TYPE, UNMAP_RANGE,
 };
 use crate::support::layout::{MMIO, PORT, TRACKED};
 use crate::support::{Server, refused_raw, run};
@@ -273,26 +273,62 @@ pub(crate) fn op_dom0<R: Rig>(rig: &R) {
     }
 }
 
-pub(crate) fn type_track_vram<R: Rig>(rig: &R) {
+pub(crate) fn op_18_pin_cacheattr<R: Rig>(rig: &R) {
     let domain = rig.domain(Options::default());
-    assert_eq!(TRACK_DIRTY_VRAM, 7);
-    let server = Server::up_claimed(&domain);
-    server.mark(TRACKED);
-    let mut op = DmOp::track_dirty_vram(0x400, 8);
-    assert_eq!(domain.dm_op(&mut op, &mut [0; 1]), Ok(()));
-    assert_eq!(domain.mem_type(TRACKED), IOREQ_SERVER);
+    assert_eq!(PIN_CACHEATTR, 18);
+    // start u64 @0, end u64 @8, type u32 @16
+    let op = |first, last, ty| {
+        DmOp::new(PIN_CACHEATTR)
+            .u64(0, first)
+            .u64(8, last)
+            .u32(16, ty)
+    };
+    let (uncached, write_back, delete) = (0, 6, u32::MAX);
+    fails(&domain, op(0x400, 0x40f, delete), libc::ENOENT);
+    done(&domain, op(0x400, 0x40f, write_back));
+    // The same range: another type. One that overlaps it: refused.
+    done(&domain, op(0x400, 0x40f, uncached));
+    fails(&domain, op(0x40f, 0x410, uncached), libc::EBUSY);
+    done(&domain, op(0x410, 0x410, uncached));
+    for bad in [
+        op(0x500, 0x4ff, uncached),
+        op(0x500, 0x500, 2),
+        op(0x500, 0x500, 8),
+        op(0x500, 1 << 52, uncached),
+    ] {
+        fails(&domain, bad, libc::EINVAL);
+    }
+    // Only as it was pinned, and only once.
+    fails(&domain, op(0x400, 0x404, delete), libc::ENOENT);
+    done(&domain, op(0x400, 0x40f, delete));
+    fails(&domain, op(0x400, 0x40f, delete), libc::ENOENT);
+    done(&domain, op(0x40f, 0x40f, uncached));
 }
 
-pub(crate) fn kernel_dmop_buffer_size<R: Rig>(rig: &R) {
+pub(crate) fn op_inner_pad<R: Rig>(rig: &R) {
     let domain = rig.domain(Options::default());
-    // 256 extents of 16 bytes, 32768 pages of a bit.
-    let extents = |nr| DmOp::new(MODIFIED_MEMORY).u32(0, nr);
-    let vram = |nr| DmOp::track_dirty_vram(0x400, nr);
-    for (mut op, bytes) in [(extents(256), 4096), (vram(32_768), 4096)] {
-        assert_eq!(domain.dm_op(&mut op, &mut vec![0; bytes]), Ok(()));
+    let id = create(&domain);
+    done(&domain, DmOp::range(MAP_RANGE, id, 0, 0x100, 0x10f));
+    let event = DmOp::new(INJECT_EVENT).u8(4, 14).u8(5, 3);
+    for op in [
+        DmOp::range(MAP_RANGE, id, 1, MMIO, MMIO + 0xfff).u16(2, 1),
+        DmOp::range(UNMAP_RANGE, id, 0, 0x100, 0x10f).u16(2, 1),
+        DmOp::state(id, true).u8(3, 1),
+        DmOp::destroy(id).u16(2, 1),
+        DmOp::track_dirty_vram(0x400, 8).u32(4, 1),
+        DmOp::mem_type(RAM_RO, TRACKED.0, 1).u16(6, 1),
+        event.u8(7, 1),
+        event.u32(12, 1),
+        DmOp::new(INJECT_MSI).u64(8, 0xfee0_0000).u32(4, 1),
+        DmOp::new(PIN_CACHEATTR).u32(20, 1),
+    ] {
+        let mut op = op;
+        let result = domain.dm_op(&mut op, &mut [0; 8]);
+        assert_eq!(result, Err(libc::EINVAL), "DMOP {}", op.op);
     }
-    for (mut op, bytes) in [(extents(257), 4112), (vram(32_769), 4097)] {
-        let result = domain.dm_op(&mut op, &mut vec![0; bytes]);
-        refused_raw(result, libc::E2BIG);
-    }
+    // None of them was done.
+    assert_eq!(domain.mem_type(TRACKED), RAM_RW);
+    done(&domain, DmOp::range(UNMAP_RANGE, id, 0, 0x100, 0x10f));
+    done(&domain, DmOp::range(MAP_RANGE, id, 1, MMIO, MMIO + 0xfff));
+    done(&domain, DmOp::info(id, NO_GFNS));
 }

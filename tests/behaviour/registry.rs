@@ -4,8 +4,8 @@
 
 use crate::rig::Rig;
 use crate::{
-    claim, event, mem_type, op, range, reach_io, reach_tracked, ring, server, setup, slot, trap,
-    unmark,
+    claim, event, kernel, mem_type, op, range, reach_io, reach_tracked, ring, server, setup, slot,
+    trap, unmark, vram,
 };
 
 /// One test, for one rig.
@@ -115,14 +115,23 @@ pub(crate) fn cases<R: Rig>() -> Vec<Case<R>> {
             op_14_inject_msi,
             op_15_map_mem_type,
             op_16_remote_shutdown,
+            op_18_pin_cacheattr,
             op_19_irq_level,
             op_20_nr_vcpus,
             op_pad,
+            op_inner_pad,
             op_unknown,
             op_no_domain,
             op_dom0,
+        }
+        vram {
+            op_07_track_dirty_vram,
+            op_track_vram_one_range,
             type_track_vram,
+        }
+        kernel {
             kernel_dmop_buffer_size,
+            kernel_balloon_old_frame,
         }
         server {
             server_bufioreq_3,
@@ -217,6 +226,7 @@ pub(crate) fn cases<R: Rig>() -> Vec<Case<R>> {
             trap_mark_by_anyone,
             trap_kill_keeps,
             trap_kill_takeover,
+            trap_other_emulator,
         }
         unmark {
             unmark_replay_store,

@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
-use ioreq_core::{BufIoreq, EventChannels, Gfn, MemTypes, Transport, VcpuId, Width};
+use ioreq_core::{
+    BufIoreq, EventChannels, EvtchnPort, Gfn, MemTypes, ServerId, Transport, VcpuId, Width,
+};
 
 use crate::rig::{DmOp, Domain, End, GuestOp, IOREQ_SERVER, Options, RAM_RW, Rig, Run, Version};
 use crate::support::layout::{MMIO, PORT, TRACKED, addr, mmio, pages, ports};
@@ -272,4 +274,41 @@ pub(crate) fn trap_kill_takeover<R: Rig>(rig: &R) {
     new.disclaim();
     assert_eq!(domain.mem_type(TRACKED), RAM_RW);
     new.destroy();
+}
+
+pub(crate) fn trap_other_emulator<R: Rig>(rig: &R) {
+    let (domain, mut server) = claimed(rig);
+    server.mark(TRACKED);
+    let other = domain.process_elsewhere();
+    let id = server.id;
+    refused(other.server_info(id), libc::EPERM);
+    refused(other.ioreq_page(id).map(drop), libc::EPERM);
+    refused(other.set_server_state(id, false), libc::EPERM);
+    refused(other.map_range(id, ports(0x700, 0x7ff)), libc::EPERM);
+    refused(other.unmap_range(id, ports(0x500, 0x5ff)), libc::EPERM);
+    refused(other.disclaim_mem_type(id), libc::EPERM);
+    refused(other.claim_mem_type(id), libc::EPERM);
+    refused(other.destroy_server(id), libc::EPERM);
+    let port = EvtchnPort(server.page().vp_eport(0));
+    let events = other.open_events().expect("open event channels");
+    refused(events.bind(port).map(drop), libc::EINVAL);
+    // What does not exist is told as to anybody.
+    refused(other.server_info(ServerId(7)), libc::ENOENT);
+    // Nothing of it was done.
+    run(&domain, &[write(TRACKED, 5), IN], &mut [&mut server]).back();
+    assert_eq!(server.take_seen().len(), 2);
+    // It may have a server of its own; the type is taken all the same, and marking asks nobody.
+    let mut theirs = Server::<R::Domain>::create_in(Arc::new(other), BufIoreq::Off);
+    refused(theirs.hv.claim_mem_type(theirs.id), libc::EBUSY);
+    theirs.mark(next(TRACKED));
+    run(&domain, &[write(next(TRACKED), 6)], &mut [&mut server]).back();
+    assert_eq!(server.take_seen().len(), 1, "the owner gets it");
+    theirs.acquire();
+    theirs.enable();
+    theirs.bind();
+    theirs.map(ports(0x700, 0x7ff));
+    let theirs_only = GuestOp::read_port(0x700, Width::B4);
+    run(&domain, &[theirs_only], &mut [&mut theirs]).back();
+    assert_eq!(theirs.take_seen().len(), 1);
+    refused(server.hv.destroy_server(theirs.id), libc::EPERM);
 }

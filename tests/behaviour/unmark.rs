@@ -38,11 +38,12 @@ fn claimed<R: Rig>(rig: &R) -> (R::Domain, Server<R::Domain>) {
 const THERE: u64 = PLAIN;
 const GO: u64 = PLAIN + 0x100;
 
-/// `op` traps, the page becomes ram_rw, the server drops the write and answers; the guest is past `op` and waits to do `next`.
+/// `op` traps, the page becomes ram_rw, the server answers in its way; the guest is past `op` and waits to do `next`.
 fn replayed<D: Domain>(
     domain: &D,
     server: &mut Server<D>,
     op: GuestOp,
+    answer: Answer,
     next: Option<GuestOp>,
 ) -> D::Run {
     let there = GuestOp::store(THERE, WIDTH, 1);
@@ -52,7 +53,7 @@ fn replayed<D: Domain>(
     let guest = domain.start(VcpuId(0), &ops);
     server.wait_ready(0);
     server.unmark(TRACKED);
-    server.serve(0, Answer::Drop);
+    server.serve(0, answer);
     until("the guest to be past the replay", || {
         server.load(THERE, WIDTH) == 1
     });
@@ -68,21 +69,29 @@ fn go_on<D: Domain>(guest: D::Run, server: &mut Server<D>, answer: Answer) -> Ou
 }
 
 pub(crate) fn unmark_replay_store<R: Rig>(rig: &R) {
-    let (domain, mut server) = claimed(rig);
-    let guest = replayed(&domain, &mut server, write(0x11), None);
-    let expected = match rig.version() {
-        Version::V4_17 => 0,
-        Version::V4_20 => 0x11,
-    };
-    assert_eq!(server.load(word(0), WIDTH), expected);
-    go_on(guest, &mut server, Answer::Apply).back();
+    for (answer, held) in [(Answer::Drop, 0), (Answer::Data(0x99), 0x99)] {
+        let (domain, mut server) = claimed(rig);
+        let guest = replayed(&domain, &mut server, write(0x11), answer, None);
+        let expected = match rig.version() {
+            Version::V4_17 => held,
+            Version::V4_20 => 0x11,
+        };
+        assert_eq!(server.load(word(0), WIDTH), expected, "{answer:?}");
+        go_on(guest, &mut server, Answer::Apply).back();
+    }
 }
 
 /// After a replay that left its answer behind, the vCPU stores `value` to the same place, which is tracked again: how many
 /// requests come of it.
 fn same_place_again<R: Rig>(rig: &R, value: u64) -> usize {
     let (domain, mut server) = claimed(rig);
-    let guest = replayed(&domain, &mut server, write(0x11), Some(write(value)));
+    let guest = replayed(
+        &domain,
+        &mut server,
+        write(0x11),
+        Answer::Drop,
+        Some(write(value)),
+    );
     server.poke(word(0), WIDTH, 0);
     server.mark(TRACKED);
     go_on(guest, &mut server, Answer::Drop).back();
@@ -115,7 +124,7 @@ pub(crate) fn unmark_replay_other_data<R: Rig>(rig: &R) {
 /// After a replay that left its answer behind, the vCPU does `op`.
 fn next_io<R: Rig>(rig: &R, op: GuestOp) -> (Outcome, usize) {
     let (domain, mut server) = claimed(rig);
-    let guest = replayed(&domain, &mut server, write(0x11), Some(op));
+    let guest = replayed(&domain, &mut server, write(0x11), Answer::Drop, Some(op));
     server.mark(TRACKED);
     let outcome = go_on(guest, &mut server, Answer::Apply);
     (outcome, server.take_seen().len())
@@ -139,7 +148,7 @@ pub(crate) fn unmark_replay_next_io<R: Rig>(rig: &R) {
 pub(crate) fn unmark_replay_rep<R: Rig>(rig: &R) {
     shown(rig, "a domain crash", || {
         let (domain, mut server) = claimed(rig);
-        let guest = replayed(&domain, &mut server, burst(0x22), Some(IN));
+        let guest = replayed(&domain, &mut server, burst(0x22), Answer::Drop, Some(IN));
         for i in 0..u64::from(BURST) {
             assert_eq!(server.load(word(i), WIDTH), 0x22, "element {i}");
         }

@@ -345,6 +345,30 @@ impl Cpu {
         })
     }
 
+    /// Gives a page back to Xen (`XENMEM_decrease_reservation`): nothing is populated there any more, and every enabled server
+    /// gets an INVALIDATE. Who has the page mapped keeps what it mapped.
+    ///
+    /// ```
+    /// use ioreq_core::{Gfn, VcpuId};
+    /// use ioreq_sim::{DomainConfig, Machine};
+    /// use vm_memory::{Bytes, GuestAddress};
+    /// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+    /// let mut cpu = domain.cpu(VcpuId(0))?;
+    /// cpu.store32(0x5000, 7).unwrap();
+    /// cpu.give_back(Gfn(5)).unwrap();
+    /// assert_eq!(cpu.load32(0x5000), Ok(u32::MAX)); // the guest finds nothing there
+    /// assert_eq!(domain.memory().read_obj::<u32>(GuestAddress(0x5000))?, 7); // a mapping has the old frame
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Stopped` when the domain ends.
+    pub fn give_back(&mut self, gfn: Gfn) -> Result<(), CpuFault> {
+        self.domain.with_p2m_lock(|p2m| p2m.remove(gfn));
+        self.domain.types_changed();
+        self.change_memory_layout()
+    }
+
     /// The guest changes its memory layout (gives a page back, for one): an INVALIDATE request to every enabled server, all at
     /// once, and the wait for all of their answers.
     ///

@@ -9,8 +9,8 @@
 
 use std::sync::{MutexGuard, PoisonError};
 
-use ioreq_core::P2mType;
 use ioreq_core::memory::{GuestRam, Width};
+use ioreq_core::{Gfn, P2mType};
 use vm_memory::GuestAddress;
 
 use super::io::{Access, Operand};
@@ -85,10 +85,11 @@ impl Cpu {
     pub(super) fn map_write(&self, addr: u64, len: usize) -> Mapped {
         let last = addr.wrapping_add(len as u64 - 1);
         for at in [addr, last] {
-            match self.domain.p2m.access_type(at) {
-                P2mType::RamRw => {}
-                P2mType::RamRo => return Mapped::Discard,
-                P2mType::MmioDm | P2mType::IoreqServer => return Mapped::No,
+            match self.domain.p2m.store_type(at) {
+                (P2mType::RamRw, false) => {}
+                (P2mType::RamRw, true) => self.domain.log_store(Gfn(at / PAGE)),
+                (P2mType::RamRo, _) => return Mapped::Discard,
+                (P2mType::MmioDm | P2mType::IoreqServer, _) => return Mapped::No,
             }
         }
         Mapped::Ram

@@ -11,7 +11,7 @@ use ioreq_core::abi::{
     XENMEM_RESOURCE_FRAME_IOREQ,
 };
 use ioreq_core::hypervisor::SharedPage;
-use ioreq_core::{Gfn, P2mType, ServerId};
+use ioreq_core::{DomId, Gfn, P2mType, ServerId};
 use libc::{EBUSY, EINVAL, ENOENT, ENOMEM, ENOSPC, EOPNOTSUPP, EPERM};
 
 use super::DomainInner;
@@ -29,11 +29,17 @@ const PREEMPT: u64 = 256;
 type Errno<T> = Result<T, i32>;
 
 impl DomainInner {
-    fn entry(&self, id: u16) -> Errno<Arc<Entry>> {
-        self.servers.current().get(id).cloned().ok_or(ENOENT)
+    /// The server, if it is there and the caller's.
+    fn entry(&self, emulator: DomId, id: u16) -> Errno<Arc<Entry>> {
+        let entry = self.servers.current().get(id).cloned().ok_or(ENOENT)?;
+        if entry.server.emulator == emulator {
+            Ok(entry)
+        } else {
+            Err(EPERM)
+        }
     }
 
-    pub(crate) fn create_server(&self, bufioreq: u8) -> Errno<u16> {
+    pub(crate) fn create_server(&self, emulator: DomId, bufioreq: u8) -> Errno<u16> {
         if bufioreq > HVM_IOREQSRV_BUFIOREQ_ATOMIC {
             return Err(EINVAL);
         }
@@ -44,11 +50,12 @@ impl DomainInner {
             let slot = free.ok_or(ENOSPC)?;
             debug_assert!(slot < MAX_SERVERS);
             let id = u16::try_from(slot).map_err(|_| ENOSPC)?;
-            let channels: Vec<_> = self.vcpus.iter().map(|v| self.open_channel(v)).collect();
+            let open = |v| self.open_channel(v, emulator);
+            let channels: Vec<_> = self.vcpus.iter().map(open).collect();
             let ring = (bufioreq != 0)
-                .then(|| self.vcpus.first().map(|v| self.open_channel(v)))
+                .then(|| self.vcpus.first().map(open))
                 .flatten();
-            let server = Server::new(ServerId(id), bufioreq, channels, ring);
+            let server = Server::new(ServerId(id), emulator, bufioreq, channels, ring);
             let entry = Entry {
                 server: Arc::new(server),
                 enabled: false,
@@ -60,9 +67,9 @@ impl DomainInner {
         })
     }
 
-    pub(crate) fn destroy_server(&self, id: u16) -> Errno<()> {
+    pub(crate) fn destroy_server(&self, emulator: DomId, id: u16) -> Errno<()> {
         let _control = self.lock_control();
-        let entry = self.entry(id)?;
+        let entry = self.entry(emulator, id)?;
         let server = &entry.server;
         self.paused(|| {
             self.servers.update(|table| {
@@ -87,9 +94,9 @@ impl DomainInner {
         Ok(())
     }
 
-    pub(crate) fn set_server_state(&self, id: u16, enabled: bool) -> Errno<()> {
+    pub(crate) fn set_server_state(&self, emulator: DomId, id: u16, enabled: bool) -> Errno<()> {
         let _control = self.lock_control();
-        let entry = self.entry(id)?;
+        let entry = self.entry(emulator, id)?;
         self.paused(|| {
             if entry.enabled == enabled {
                 return;
@@ -106,12 +113,17 @@ impl DomainInner {
         Ok(())
     }
 
-    pub(crate) fn server_info(&self, id: u16, flags: u16) -> Errno<(u64, u64, u32)> {
+    pub(crate) fn server_info(
+        &self,
+        emulator: DomId,
+        id: u16,
+        flags: u16,
+    ) -> Errno<(u64, u64, u32)> {
         if flags & !NO_GFNS != 0 {
             return Err(EINVAL);
         }
         let _control = self.lock_control();
-        let server = Arc::clone(&self.entry(id)?.server);
+        let server = Arc::clone(&self.entry(emulator, id)?.server);
         if flags & NO_GFNS == 0 {
             // Relaxed: changed under the control lock.
             if server.page.get().is_some() && !server.legacy.load(Ordering::Relaxed) {
@@ -134,9 +146,9 @@ impl DomainInner {
         }
     }
 
-    pub(crate) fn acquire(&self, id: u16, frame: u64) -> Errno<SharedPage> {
+    pub(crate) fn acquire(&self, emulator: DomId, id: u16, frame: u64) -> Errno<SharedPage> {
         let _control = self.lock_control();
-        let server = Arc::clone(&self.entry(id)?.server);
+        let server = Arc::clone(&self.entry(emulator, id)?.server);
         // Relaxed: changed under the control lock.
         if server.legacy.load(Ordering::Relaxed) {
             return Err(EPERM);
@@ -154,6 +166,7 @@ impl DomainInner {
 
     pub(crate) fn change_range(
         &self,
+        emulator: DomId,
         add: bool,
         id: u16,
         kind: u32,
@@ -163,7 +176,7 @@ impl DomainInner {
             return Err(EINVAL);
         }
         let _control = self.lock_control();
-        let entry = self.entry(id)?;
+        let entry = self.entry(emulator, id)?;
         let kind = usize::try_from(kind).map_err(|_| EINVAL)?;
         let mut ranges = (**entry.ranges.get(kind).ok_or(EINVAL)?).clone();
         if add {
@@ -176,7 +189,13 @@ impl DomainInner {
         Ok(())
     }
 
-    pub(crate) fn map_mem_type(&self, id: u16, ty: u16, flags: u32, opaque: u64) -> Errno<()> {
+    pub(crate) fn map_mem_type(
+        &self,
+        emulator: DomId,
+        id: u16,
+        (ty, flags): (u16, u32),
+        opaque: u64,
+    ) -> Errno<()> {
         if !self.config.hap {
             return Err(EOPNOTSUPP);
         }
@@ -187,7 +206,7 @@ impl DomainInner {
             return Err(EINVAL);
         }
         let control = self.lock_control();
-        let entry = self.entry(id)?;
+        let entry = self.entry(emulator, id)?;
         let owner = self.servers.current().owner.clone();
         if flags == 0 {
             let owns = owner.is_some_and(|o| o.server.id == entry.server.id);
@@ -251,7 +270,7 @@ impl DomainInner {
     }
 
     pub(crate) fn modified_memory(&self, first: u64, nr: u32) -> Errno<()> {
-        if !self.is_log_dirty() {
+        if !self.logs() {
             return Ok(());
         }
         let end = first.wrapping_add(u64::from(nr));
@@ -263,7 +282,17 @@ impl DomainInner {
             .dirty
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        dirty.extend((first..end).filter(|&g| self.p2m.lookup(Gfn(g)).is_some()));
+        for gfn in (first..end).filter(|&g| self.p2m.lookup(Gfn(g)).is_some()) {
+            if self.is_log_dirty() {
+                dirty.insert(gfn);
+            }
+            self.mark_vram(gfn);
+        }
         Ok(())
+    }
+
+    /// `paging_mode_log_dirty`: for all of memory, or for video memory.
+    pub(crate) fn logs(&self) -> bool {
+        self.is_log_dirty() || self.tracks_vram()
     }
 }

@@ -12,6 +12,8 @@ use ioreq_core::{
 };
 use vm_memory::GuestRegionCollection;
 
+use super::cacheattr::Pinned;
+use super::vram::Vram;
 use crate::config::DomainConfig;
 use crate::counts::{self, Counts, ModelCounts};
 use crate::evtchn::Channel;
@@ -79,6 +81,8 @@ pub(crate) struct DomainInner {
     pub(crate) cf8: AtomicU32,
     log_dirty: AtomicBool,
     pub(crate) dirty: Mutex<BTreeSet<u64>>,
+    pub(super) vram: Mutex<Vram>,
+    pub(super) pinned: Mutex<Vec<Pinned>>,
     /// Locked accesses that straddle a cache line take turns.
     pub(crate) split_lock: Mutex<()>,
     /// Times that the domain was paused by a server's state change: the grace periods given.
@@ -129,6 +133,8 @@ impl DomainInner {
             cf8: AtomicU32::new(0),
             log_dirty: AtomicBool::new(false),
             dirty: Mutex::default(),
+            vram: Mutex::default(),
+            pinned: Mutex::default(),
             split_lock: Mutex::new(()),
             pauses: AtomicU64::new(0),
         });
@@ -259,11 +265,11 @@ impl DomainInner {
 
     // Ports.
 
-    pub(crate) fn open_channel(&self, vcpu: &Arc<Vcpu>) -> Arc<Channel> {
+    pub(crate) fn open_channel(&self, vcpu: &Arc<Vcpu>, emulator: DomId) -> Arc<Channel> {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         let port = ports.next;
         ports.next += 1;
-        let channel = Arc::new(Channel::new(port, Arc::clone(vcpu)));
+        let channel = Arc::new(Channel::new(port, Arc::clone(vcpu), emulator));
         ports.open.insert(port, Arc::clone(&channel));
         channel
     }

@@ -2,9 +2,11 @@
 
 //! Domains.
 
+mod cacheattr;
 mod dmop;
 mod inner;
 mod leaks;
+mod vram;
 
 use std::sync::Arc;
 use std::thread;
@@ -84,7 +86,25 @@ impl Domain {
     /// A new device-model process's handle.
     #[must_use]
     pub fn hypervisor(&self) -> SimHypervisor {
-        SimHypervisor::new(self.clone())
+        SimHypervisor::new(self.clone(), DomId(0))
+    }
+
+    /// A new device-model process in another domain than domain 0, a stub domain say. Each server is used by processes of the
+    /// domain that created it; those of others are refused (EPERM).
+    ///
+    /// ```
+    /// use ioreq_core::{BufIoreq, DomId, Transport};
+    /// use ioreq_sim::{DomainConfig, Machine};
+    /// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+    /// let id = domain.hypervisor().create_server(BufIoreq::Off)?;
+    /// let other = domain.hypervisor_in(DomId(9));
+    /// assert_eq!(other.destroy_server(id).unwrap_err().errno(), Some(1)); // EPERM
+    /// assert!(other.create_server(BufIoreq::Off).is_ok());
+    /// # Ok::<(), ioreq_core::Error>(())
+    /// ```
+    #[must_use]
+    pub fn hypervisor_in(&self, emulator: DomId) -> SimHypervisor {
+        SimHypervisor::new(self.clone(), emulator)
     }
 
     /// Its memory. Accesses from outside are not trapped, as those of dom0 are not.
@@ -93,12 +113,17 @@ impl Domain {
         Arc::clone(&self.inner().memory)
     }
 
-    /// A page's type (`HVMOP_get_mem_type`); `None` where nothing is populated. In log-dirty mode ordinary RAM is told as
-    /// `ram_ro`; on Xen only until the guest writes the page, which the model does not record.
+    /// A page's type (`HVMOP_get_mem_type`); `None` where nothing is populated. Video memory whose next store is logged is told
+    /// as `ram_ro`, and so is ordinary RAM in log-dirty mode; on Xen only until the guest writes the page, which the model does
+    /// not record for all of memory.
     #[must_use]
     pub fn mem_type(&self, gfn: impl Into<GfnArg>) -> Option<P2mType> {
-        match self.inner().p2m.lookup(gfn.into().0) {
-            Some(P2mType::RamRw) if self.inner().is_log_dirty() => Some(P2mType::RamRo),
+        let gfn = gfn.into().0;
+        let inner = self.inner();
+        match inner.p2m.lookup(gfn) {
+            Some(P2mType::RamRw) if inner.is_log_dirty() || inner.p2m.is_logged(gfn) => {
+                Some(P2mType::RamRo)
+            }
             other => other,
         }
     }

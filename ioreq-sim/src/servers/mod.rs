@@ -9,8 +9,8 @@ mod table;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use ioreq_core::ServerId;
 use ioreq_core::abi::{HVM_IOREQSRV_BUFIOREQ_ATOMIC, HVM_IOREQSRV_BUFIOREQ_OFF};
+use ioreq_core::{DomId, ServerId};
 
 use crate::evtchn::Channel;
 use pages::{BufferedPage, IoreqPage};
@@ -24,6 +24,8 @@ pub(crate) const MAX_SERVERS: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) id: ServerId,
+    /// The domain that created it, and whose it is.
+    pub(crate) emulator: DomId,
     /// `handle_bufioreq`.
     pub(crate) bufioreq: u8,
     /// The ioreq page, once acquired.
@@ -44,12 +46,14 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn new(
         id: ServerId,
+        emulator: DomId,
         bufioreq: u8,
         channels: Vec<Arc<Channel>>,
         buffered_channel: Option<Arc<Channel>>,
     ) -> Self {
         Server {
             id,
+            emulator,
             bufioreq,
             page: OnceLock::new(),
             buffered: OnceLock::new(),

@@ -29,6 +29,7 @@ pub(crate) const INJECT_EVENT: u32 = 13;
 pub(crate) const INJECT_MSI: u32 = 14;
 pub(crate) const MAP_MEM_TYPE: u32 = 15;
 pub(crate) const REMOTE_SHUTDOWN: u32 = 16;
+pub(crate) const PIN_CACHEATTR: u32 = 18;
 pub(crate) const IRQ_LEVEL: u32 = 19;
 pub(crate) const NR_VCPUS: u32 = 20;
 

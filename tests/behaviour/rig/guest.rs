@@ -85,7 +85,8 @@ pub(crate) enum GuestOp {
     RtcSet,
     /// Spins until the 4 bytes of plain RAM at `addr` are `value`: the vCPU works on, without I/O
     Await { addr: u64, value: u32 },
-    /// Gives a page back to Xen (`XENMEM_decrease_reservation`): the guest's memory map changes
+    /// Gives page [`GIVEN_BACK`](crate::support::layout::GIVEN_BACK) back to Xen (`XENMEM_decrease_reservation`): the guest's
+    /// memory map changes
     ChangeMemoryMap,
 }
 

@@ -83,6 +83,8 @@ pub(crate) enum Ability {
     EventOverflow,
     /// Having Xen look at a slot twice without the vCPU sleeping in between.
     TwoLooks,
+    /// A device model in another domain than dom0.
+    StubDomain,
 }
 
 /// A hypervisor to test.
@@ -131,6 +133,11 @@ pub(crate) trait Domain: Send + Sync {
 
     /// A handle on the domain for one more device-model process.
     fn process(&self) -> Self::Process;
+
+    /// The same in another domain, on a rig with [`Ability::StubDomain`].
+    fn process_elsewhere(&self) -> Self::Process {
+        unreachable!("the rig has no other domain for device models")
+    }
 
     /// Kills a process with all its handles, as kill -9 does: nothing is undone.
     fn kill(&self, process: &Self::Process);

@@ -16,7 +16,7 @@ use ioreq_sim::{
 use super::{
     Ability, DmOp, Domain, End, Errno, GuestOp, OpResult, Options, Outcome, Rig, Run, Version,
 };
-use crate::support::layout::RAM_FRAMES;
+use crate::support::layout::{GIVEN_BACK, RAM_FRAMES};
 
 /// The model of one version.
 #[derive(Debug)]
@@ -54,7 +54,9 @@ impl Rig for SimRig {
 
     fn has(&self, ability: Ability) -> bool {
         match ability {
-            Ability::NoHap | Ability::EventOverflow | Ability::TwoLooks => true,
+            Ability::NoHap | Ability::EventOverflow | Ability::TwoLooks | Ability::StubDomain => {
+                true
+            }
         }
     }
 
@@ -96,6 +98,10 @@ impl Domain for SimDomain {
 
     fn process(&self) -> SimHypervisor {
         self.0.hypervisor()
+    }
+
+    fn process_elsewhere(&self) -> SimHypervisor {
+        self.0.hypervisor_in(DomId(self.0.domid().0 + 100))
     }
 
     fn kill(&self, process: &SimHypervisor) {
@@ -283,7 +289,7 @@ fn execute(cpu: &mut Cpu, op: GuestOp) -> Result<OpResult, CpuFault> {
             }
             Ok(())
         }
-        GuestOp::ChangeMemoryMap => cpu.change_memory_layout(),
+        GuestOp::ChangeMemoryMap => cpu.give_back(GIVEN_BACK),
     };
     done.map(|()| OpResult::Done)
 }

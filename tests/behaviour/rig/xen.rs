@@ -18,7 +18,7 @@ use xen_rig::{Done, Fate, Guest, Instr, Kind, Privcmd, Program};
 use super::{
     Ability, DmOp, Domain, End, Errno, GuestOp, OpResult, Options, Outcome, Rig, Run, Version,
 };
-use crate::support::layout::RAM_FRAMES;
+use crate::support::layout::{GIVEN_BACK, RAM_FRAMES};
 
 /// After so long a vCPU that must come back is called stuck.
 const STUCK: Duration = Duration::from_secs(5);
@@ -26,8 +26,6 @@ const STUCK: Duration = Duration::from_secs(5);
 const WATCHED: Duration = Duration::from_millis(300);
 /// Event-channel handles of a process: as many as a test makes servers in one.
 const EVENT_HANDLES: usize = 12;
-/// What a page is given back from: no test has another use for the last one.
-const GIVEN_BACK: u64 = RAM_FRAMES - 1;
 
 /// The Xen that this runs on.
 #[derive(Debug)]
@@ -89,8 +87,10 @@ impl Rig for XenRig {
     fn has(&self, ability: Ability) -> bool {
         match ability {
             // Debian's Xen has no shadow paging; Linux's ring has room for an event of every port that is bound; what Xen looks
-            // at between two instructions of ours is luck.
-            Ability::NoHap | Ability::EventOverflow | Ability::TwoLooks => false,
+            // at between two instructions of ours is luck; and everything of ours runs in dom0.
+            Ability::NoHap | Ability::EventOverflow | Ability::TwoLooks | Ability::StubDomain => {
+                false
+            }
         }
     }
 
@@ -404,6 +404,6 @@ fn instr(op: GuestOp) -> Instr {
         }
         GuestOp::RtcSet => Instr::RtcSet,
         GuestOp::Await { addr, value } => Instr::Await { addr, value },
-        GuestOp::ChangeMemoryMap => Instr::GiveBack { gfn: GIVEN_BACK },
+        GuestOp::ChangeMemoryMap => Instr::GiveBack { gfn: GIVEN_BACK.0 },
     }
 }

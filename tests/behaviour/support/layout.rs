@@ -16,6 +16,8 @@ pub(crate) const PORT: u16 = 0x510;
 pub(crate) const TRACKED: Gfn = Gfn(0x200);
 /// Frames for plain data.
 pub(crate) const PLAIN: u64 = 0x300 << 12;
+/// The page that a guest gives back: no test has another use for the last one.
+pub(crate) const GIVEN_BACK: Gfn = Gfn(RAM_FRAMES - 1);
 /// A port that no server of the suite has.
 pub(crate) const FREE_PORT: u16 = 0x900;
 
