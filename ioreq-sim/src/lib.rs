@@ -75,8 +75,9 @@
 //!   method of [`Cpu`].
 //! * Interrupt delivery: injections are logged and queued for [`Cpu::wait_interrupt`]. There is no APIC, no vector priority, and
 //!   `inject_event` is never EBUSY.
-//! * Other users of guest memory: PV back ends, grants, ballooning, page sharing. Guest writes are not recorded in log-dirty mode,
-//!   only its refusals and `modified_memory` are there.
+//! * Other users of guest memory: PV back ends, grants, page sharing. A page that is given back does not come again. Guest writes
+//!   are recorded for video memory (`track_dirty_vram`), not in log-dirty mode: of that only its refusals and `modified_memory`
+//!   are there.
 //! * The legacy way of mapping ioreq pages at guest frames, but for the errors it leads to.
 //! * Arm. IOMMUs. Nested virtualisation. `relocate_memory`.
 //! * More exclusion than on Xen is given in one place: all faults hold the p2m lock one by one on Xen, here they only exclude
