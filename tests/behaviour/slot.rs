@@ -186,7 +186,10 @@ pub(crate) fn slot_type_invalidate<R: Rig>(rig: &R) {
     let off = Server::up(&domain);
     off.disable();
     let guest = domain.start(VcpuId(0), &[GuestOp::ChangeMemoryMap]);
-    // The two are asked at once; the vCPU goes on when both have answered.
+    // The two are asked at once, before either answers; the vCPU goes on when both have.
+    for server in [&first, &second] {
+        server.wait_ready(0);
+    }
     first.serve_next(0, Answer::Apply);
     assert!(!guest.is_back());
     second.serve_next(0, Answer::Apply);
