@@ -135,7 +135,7 @@ impl RawDmop {
             .destroy_server(self.process.emulator, id)
     }
 
-    /// `track_dirty_vram`: a bit a page, set for those written since the last call. The first call for a range sets all. A domain
+    /// `track_dirty_vram`: a bit a page, set for those that the guest wrote since the last call. The first call for a range sets all. A domain
     /// has one range; `nr` 0 ends it.
     ///
     /// # Errors

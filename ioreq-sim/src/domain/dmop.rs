@@ -282,11 +282,8 @@ impl DomainInner {
             .dirty
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        for gfn in (first..end).filter(|&g| self.p2m.lookup(Gfn(g)).is_some()) {
-            if self.is_log_dirty() {
-                dirty.insert(gfn);
-            }
-            self.mark_vram(gfn);
+        if self.is_log_dirty() {
+            dirty.extend((first..end).filter(|&g| self.p2m.lookup(Gfn(g)).is_some()));
         }
         Ok(())
     }

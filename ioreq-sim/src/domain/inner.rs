@@ -3,6 +3,7 @@
 //! What Xen keeps for a domain.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
@@ -13,7 +14,6 @@ use ioreq_core::{
 use vm_memory::GuestRegionCollection;
 
 use super::cacheattr::Pinned;
-use super::vram::Vram;
 use crate::config::DomainConfig;
 use crate::counts::{self, Counts, ModelCounts};
 use crate::evtchn::Channel;
@@ -81,7 +81,8 @@ pub(crate) struct DomainInner {
     pub(crate) cf8: AtomicU32,
     log_dirty: AtomicBool,
     pub(crate) dirty: Mutex<BTreeSet<u64>>,
-    pub(super) vram: Mutex<Vram>,
+    /// The frames whose dirty bits are kept.
+    pub(super) vram: Mutex<Option<Range<u64>>>,
     pub(super) pinned: Mutex<Vec<Pinned>>,
     /// Locked accesses that straddle a cache line take turns.
     pub(crate) split_lock: Mutex<()>,

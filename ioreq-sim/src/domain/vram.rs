@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Dirty bits of video memory, as `hap_track_dirty_vram` keeps them: of one range a domain, and no more.
+//! Dirty bits of video memory, as `hap_track_dirty_vram` keeps them: of one range a domain, and no more. A page is dirty when it
+//! is ordinary RAM again, which the guest's first store makes of one that is logged. So what others write does not count.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{MutexGuard, PoisonError};
 
@@ -14,15 +14,8 @@ use super::DomainInner;
 /// Most frames of a call: 1 GiB of them.
 const MAX_FRAMES: u32 = 1 << 18;
 
-/// The range, and what was written in it since it was last asked for.
-#[derive(Debug, Default)]
-pub(crate) struct Vram {
-    frames: Option<Range<u64>>,
-    dirty: BTreeSet<u64>,
-}
-
 impl DomainInner {
-    fn vram(&self) -> MutexGuard<'_, Vram> {
+    fn vram(&self) -> MutexGuard<'_, Option<Range<u64>>> {
         self.vram.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -46,25 +39,23 @@ impl DomainInner {
         self.hold.pause(self.gates());
         self.with_p2m_lock(|p2m| {
             let mut vram = self.vram();
-            if vram.frames.as_ref() == Some(&frames) {
+            if vram.as_ref() == Some(&frames) {
                 bitmap.fill(0);
                 for (bit, gfn) in frames.enumerate() {
-                    if vram.dirty.remove(&gfn) {
+                    if p2m.log(gfn, true) {
                         bitmap[bit / 8] |= 1 << (bit % 8);
-                        p2m.log(gfn, true);
                     }
                 }
                 return;
             }
-            for gfn in vram.frames.take().into_iter().flatten() {
+            for gfn in vram.take().into_iter().flatten() {
                 p2m.log(gfn, false);
             }
-            vram.dirty.clear();
             if nr != 0 {
                 for gfn in frames.clone() {
                     p2m.log(gfn, true);
                 }
-                vram.frames = Some(frames);
+                *vram = Some(frames);
                 bitmap.fill(0xff);
             }
         });
@@ -72,21 +63,13 @@ impl DomainInner {
         Ok(())
     }
 
-    /// Whether any logging by page goes on.
+    /// Whether video memory is logged.
     pub(super) fn tracks_vram(&self) -> bool {
-        self.vram().frames.is_some()
+        self.vram().is_some()
     }
 
-    /// A store to a page that is logged: it counts as dirty, and further ones need not be seen.
+    /// A store to a page that is logged: further ones need not be seen.
     pub(crate) fn log_store(&self, gfn: Gfn) {
-        self.mark_vram(gfn.0);
         self.p2m.log(gfn.0, false);
-    }
-
-    pub(super) fn mark_vram(&self, gfn: u64) {
-        let mut vram = self.vram();
-        if vram.frames.as_ref().is_some_and(|f| f.contains(&gfn)) {
-            vram.dirty.insert(gfn);
-        }
     }
 }

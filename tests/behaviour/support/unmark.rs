@@ -35,6 +35,12 @@ impl<D: Domain> Server<D> {
     /// Waits until no vCPU has an answer that it did not see yet, then pauses and unpauses the domain: now none is in the
     /// middle of a re-execution.
     pub(crate) fn grace(&self) {
+        self.answers_seen();
+        self.enable();
+    }
+
+    /// Waits until no vCPU has an answer that it did not see yet. It may be in the middle of its re-execution.
+    pub(crate) fn answers_seen(&self) {
         let vcpus = 0..self.slots().vcpus() as usize;
         let seen = || {
             let state = |vcpu| self.page().state(vcpu);
@@ -48,7 +54,6 @@ impl<D: Domain> Server<D> {
             hint::spin_loop();
         }
         until("answers to be seen", seen);
-        self.enable();
     }
 }
 
