@@ -205,7 +205,12 @@ fn vram_up_to_the_limit_of_a_buffer() {
     let domain = domain();
     let dm = by_bytes(&domain);
     let most = GfnRange::sized(0, 32768).unwrap();
-    assert_eq!(dm.track_dirty_vram(most).unwrap().iter().count(), 0);
+    let dirty = || dm.track_dirty_vram(most).unwrap();
+    assert_eq!(dirty().iter().count(), 32768, "the first call");
+    assert_eq!(dirty().iter().count(), 0);
+    let mut cpu = domain.cpu(VcpuId(0)).unwrap();
+    cpu.store32(0x5008, 1).unwrap();
+    assert_eq!(dirty().iter().collect::<Vec<_>>(), [Gfn(5)]);
     dm.stop_dirty_vram().unwrap();
     let err = dm
         .track_dirty_vram(GfnRange::sized(0, 32769).unwrap())
