@@ -164,10 +164,6 @@ impl RawDmop {
                 if op.pad0 != 0 || op.pad1 != 0 {
                     return Err(EINVAL);
                 }
-                let vcpu = VcpuId(op.vcpuid);
-                if vcpu.0 >= domain.config.vcpus {
-                    return Err(EINVAL);
-                }
                 let event = InjectedEvent {
                     vector: op.vector,
                     kind: op.kind,
@@ -175,7 +171,7 @@ impl RawDmop {
                     insn_len: op.insn_len,
                     cr2: op.cr2,
                 };
-                Injected::Event { vcpu, event }
+                return domain.inject_event(VcpuId(op.vcpuid), event);
             }
             _ => {
                 let op = dm_op::InjectMsi::decode(bytes);

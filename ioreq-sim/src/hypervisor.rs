@@ -280,12 +280,7 @@ impl Interrupts for SimHypervisor {
 
     fn inject_event(&self, vcpu: VcpuId, event: InjectedEvent) -> Result<()> {
         self.call(Op::InjectEvent, |raw| {
-            let domain = raw.target(13, &[])?;
-            if vcpu.0 >= domain.config.vcpus {
-                return Err(EINVAL);
-            }
-            domain.inject(Injected::Event { vcpu, event });
-            Ok(())
+            raw.target(13, &[])?.inject_event(vcpu, event)
         })
         .map_err(|e| e.about(vcpu.to_string()))
     }

@@ -73,8 +73,8 @@
 //!
 //! * Paging, segments, privilege, instruction decoding, time: a guest address is a guest-physical address, an instruction is a
 //!   method of [`Cpu`].
-//! * Interrupt delivery: injections are logged and queued for [`Cpu::wait_interrupt`]. There is no APIC, no vector priority, and
-//!   `inject_event` is never EBUSY.
+//! * Interrupt delivery: injections are logged and queued for [`Cpu::wait_interrupt`]. There is no APIC, no vector priority; an
+//!   event of `inject_event` is pending until the program takes it.
 //! * Other users of guest memory: PV back ends, grants, page sharing. A page that is given back does not come again. Guest writes
 //!   are recorded for video memory (`track_dirty_vram`), not in log-dirty mode: of that only its refusals and `modified_memory`
 //!   are there.

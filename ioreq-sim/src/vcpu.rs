@@ -194,6 +194,20 @@ impl Vcpu {
         self.interrupted.notify_all();
     }
 
+    /// An event, of which there is room for one; whether it found it free.
+    pub(crate) fn event(&self, injected: Injected) -> bool {
+        let mut queue = self
+            .interrupts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let free = !queue.iter().any(|i| matches!(i, Injected::Event { .. }));
+        if free {
+            queue.push_back(injected);
+            self.interrupted.notify_all();
+        }
+        free
+    }
+
     pub(crate) fn take_interrupt(&self) -> Option<Injected> {
         self.interrupts
             .lock()

@@ -27,6 +27,14 @@ fn fails<D: Domain>(domain: &D, mut op: DmOp, errno: i32) {
     refused_raw(domain.dm_op(&mut op, &mut []), errno);
 }
 
+/// So many interrupts went out, where the rig can tell; those that were refused did not.
+#[track_caller]
+fn sent<D: Domain>(domain: &D, expected: usize) {
+    if let Some(count) = domain.injected() {
+        assert_eq!(count, expected);
+    }
+}
+
 #[track_caller]
 fn create<D: Domain>(domain: &D) -> u16 {
     done(domain, DmOp::create(0)).get_u16(4)
@@ -119,6 +127,7 @@ pub(crate) fn op_08_pci_intx<R: Rig>(rig: &R) {
     ] {
         fails(&domain, bad, libc::EINVAL);
     }
+    sent(&domain, 2);
 }
 
 pub(crate) fn op_09_isa_irq<R: Rig>(rig: &R) {
@@ -130,6 +139,7 @@ pub(crate) fn op_09_isa_irq<R: Rig>(rig: &R) {
     done(&domain, op(15, 0));
     fails(&domain, op(16, 1), libc::EINVAL);
     fails(&domain, op(4, 2), libc::EINVAL);
+    sent(&domain, 2);
 }
 
 pub(crate) fn op_10_pci_link<R: Rig>(rig: &R) {
@@ -141,6 +151,7 @@ pub(crate) fn op_10_pci_link<R: Rig>(rig: &R) {
     done(&domain, op(0, 0));
     fails(&domain, op(4, 5), libc::EINVAL);
     fails(&domain, op(0, 16), libc::EINVAL);
+    sent(&domain, 2);
 }
 
 pub(crate) fn op_11_modified_memory<R: Rig>(rig: &R) {
@@ -177,6 +188,18 @@ pub(crate) fn op_13_inject_event<R: Rig>(rig: &R) {
     let op = |vcpu| DmOp::new(INJECT_EVENT).u32(0, vcpu).u8(4, 14).u8(5, 3);
     done(&domain, op(1));
     fails(&domain, op(2), libc::EINVAL);
+    sent(&domain, 1);
+}
+
+pub(crate) fn op_13_inject_event_busy<R: Rig>(rig: &R) {
+    let domain = rig.domain(Options::vcpus(2));
+    let op = |vcpu| DmOp::new(INJECT_EVENT).u32(0, vcpu).u8(4, 14).u8(5, 3);
+    // Nobody takes it meanwhile.
+    domain.pause();
+    done(&domain, op(1));
+    fails(&domain, op(1), libc::EBUSY);
+    done(&domain, op(0));
+    sent(&domain, 2);
 }
 
 pub(crate) fn op_14_inject_msi<R: Rig>(rig: &R) {
@@ -186,6 +209,7 @@ pub(crate) fn op_14_inject_msi<R: Rig>(rig: &R) {
     let op = DmOp::new(INJECT_MSI).u32(0, 0x41).u64(8, 0xfee0_0000);
     done(&domain, op);
     fails(&domain, op.u32(4, 1), libc::EINVAL);
+    sent(&domain, 1);
 }
 
 pub(crate) fn op_15_map_mem_type<R: Rig>(rig: &R) {
@@ -327,6 +351,7 @@ pub(crate) fn op_inner_pad<R: Rig>(rig: &R) {
         assert_eq!(result, Err(libc::EINVAL), "DMOP {}", op.op);
     }
     // None of them was done.
+    sent(&domain, 0);
     assert_eq!(domain.mem_type(TRACKED), RAM_RW);
     done(&domain, DmOp::range(UNMAP_RANGE, id, 0, 0x100, 0x10f));
     done(&domain, DmOp::range(MAP_RANGE, id, 1, MMIO, MMIO + 0xfff));

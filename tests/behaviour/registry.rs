@@ -112,6 +112,7 @@ pub(crate) fn cases<R: Rig>() -> Vec<Case<R>> {
             op_11_modified_memory,
             op_12_set_mem_type,
             op_13_inject_event,
+            op_13_inject_event_busy,
             op_14_inject_msi,
             op_15_map_mem_type,
             op_16_remote_shutdown,

@@ -7,9 +7,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
+use ioreq_core::hypervisor::InjectedEvent;
 use ioreq_core::memory::MappedRegion;
 use ioreq_core::{
-    DomId, DomainState, Error, ErrorKind, EvtchnPort, Op, P2mType, Result, ShutdownReason,
+    DomId, DomainState, Error, ErrorKind, EvtchnPort, Op, P2mType, Result, ShutdownReason, VcpuId,
 };
 use vm_memory::GuestRegionCollection;
 
@@ -365,6 +366,17 @@ impl DomainInner {
         if let Some(vcpu) = target.and_then(|t| self.vcpus.get(t as usize)) {
             vcpu.interrupt(injected);
         }
+    }
+
+    /// `inject_event`: one at a time, until the vCPU has taken it.
+    pub(crate) fn inject_event(&self, id: VcpuId, event: InjectedEvent) -> Result<(), i32> {
+        let vcpu = usize::try_from(id.0).ok().and_then(|i| self.vcpus.get(i));
+        let injected = Injected::Event { vcpu: id, event };
+        if !vcpu.ok_or(libc::EINVAL)?.event(injected) {
+            return Err(libc::EBUSY);
+        }
+        self.interrupts.push(injected);
+        Ok(())
     }
 
     pub(crate) fn counts(&self) -> Counts {

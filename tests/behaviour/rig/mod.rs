@@ -172,6 +172,11 @@ pub(crate) trait Domain: Send + Sync {
     /// Has an idle vCPU do `ops` one after the other; returns at once.
     fn start(&self, vcpu: VcpuId, ops: &[GuestOp]) -> Self::Run;
 
+    /// How many interrupts and events device models have sent so far, on a rig that can tell.
+    fn injected(&self) -> Option<usize> {
+        None
+    }
+
     /// How the whole domain ended, if it did.
     fn end(&self) -> Option<End>;
 

@@ -155,6 +155,10 @@ impl Domain for SimDomain {
         SimRun { thread, results }
     }
 
+    fn injected(&self) -> Option<usize> {
+        Some(self.0.injected().len())
+    }
+
     fn end(&self) -> Option<End> {
         use ioreq_core::DomainState;
         if let Some(reason) = self.0.crash_reason() {
