@@ -172,7 +172,7 @@ pub enum ErrorKind {
     Retry,
     /// The domain is gone (ESRCH).
     DomainGone,
-    /// Pages of the type are outstanding, or log-dirty mode is on (EBUSY).
+    /// Pages of the type are outstanding, log-dirty mode is on, or a vCPU has not taken its last event (EBUSY).
     Busy,
     /// The hypervisor lacks the operation (EOPNOTSUPP, ENOSYS).
     NotSupported,

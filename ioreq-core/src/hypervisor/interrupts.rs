@@ -98,10 +98,11 @@ pub trait Interrupts: Send + Sync + 'static {
         Err(Error::new(Op::SetIrqLevel, ErrorKind::NotSupported))
     }
 
-    /// `XEN_DMOP_inject_event`: an event into one vCPU.
+    /// `XEN_DMOP_inject_event`: an event into one vCPU, which has room for one at a time.
     ///
     /// # Errors
-    /// `NotSupported` by default.
+    /// `Busy` (EBUSY) until the vCPU has taken the last one, `InvalidArgument` for a vCPU that does not exist. `NotSupported` by
+    /// default.
     fn inject_event(&self, _vcpu: VcpuId, _event: InjectedEvent) -> Result<()> {
         Err(Error::new(Op::InjectEvent, ErrorKind::NotSupported))
     }
