@@ -28,7 +28,7 @@ pub(crate) struct Figure {
 }
 
 /// Times that the kernel took the CPU away from this thread.
-fn preemptions() -> i64 {
+pub(crate) fn preemptions() -> i64 {
     // SAFETY: a structure of integers, for which zeroes are valid.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: the call fills the structure that it is given.

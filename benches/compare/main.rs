@@ -7,6 +7,7 @@ mod clock;
 mod plan;
 #[path = "../support/mod.rs"]
 mod support;
+mod tracking;
 
 use clap::Parser;
 use serde::Serialize;
@@ -32,16 +33,40 @@ struct Args {
 
 /// One contender's figures.
 #[derive(Serialize)]
-struct Row<'a> {
-    name: &'a str,
+struct Row {
+    name: &'static str,
     n: u64,
-    pattern: &'a str,
+    pattern: &'static str,
     threads: u32,
-    contender: &'a str,
+    contender: &'static str,
     /// Nanoseconds per write, a figure a round.
     rounds: Vec<f64>,
     /// Rounds in which too few slices were undisturbed.
     disturbed: usize,
+}
+
+impl Row {
+    fn new(
+        name: &'static str,
+        n: u64,
+        pattern: &'static str,
+        contender: &'static str,
+        figures: &[Figure],
+    ) -> Self {
+        Row {
+            name,
+            n,
+            pattern,
+            threads: 1,
+            contender,
+            rounds: figures.iter().map(|figure| figure.ns).collect(),
+            disturbed: figures.iter().filter(|figure| figure.disturbed).count(),
+        }
+    }
+
+    fn print(&self) {
+        println!("{}", serde_json::to_string(self).expect("plain data"));
+    }
 }
 
 /// Writes before the clock starts: the caches hold what they will.
@@ -76,19 +101,16 @@ impl Series<'_> {
         });
     }
 
-    fn row(&self, group: &Group) -> Row<'_> {
+    fn row(&self, group: &Group) -> Row {
         Row {
-            name: group.name,
-            n: group.layout.count,
-            pattern: self.pattern.name(),
             threads: self.threads,
-            contender: self.contender.0,
-            rounds: self.figures.iter().map(|figure| figure.ns).collect(),
-            disturbed: self
-                .figures
-                .iter()
-                .filter(|figure| figure.disturbed)
-                .count(),
+            ..Row::new(
+                group.name,
+                group.layout.count,
+                self.pattern.name(),
+                self.contender.0,
+                &self.figures,
+            )
         }
     }
 }
@@ -122,8 +144,7 @@ fn measure(group: &Group, rounds: u32) {
         }
     }
     for series in &all {
-        let row = serde_json::to_string(&series.row(group)).expect("plain data");
-        println!("{row}");
+        series.row(group).print();
     }
 }
 
@@ -136,5 +157,11 @@ fn main() {
     {
         eprintln!("{}, {}", group.name, group.layout.count);
         measure(group, args.rounds.max(1));
+    }
+    if "changes of tracked pages".contains(&args.only) {
+        eprintln!("changes of tracked pages");
+        tracking::rows(args.rounds.max(1))
+            .iter()
+            .for_each(Row::print);
     }
 }

@@ -57,6 +57,13 @@ impl Row {
             == (&other.name, other.n, &other.pattern, other.threads)
     }
 
+    /// Whether it is the same by one thread.
+    fn is_alone(&self, two: &Row) -> bool {
+        let same = (&self.name, self.n, &self.pattern, &self.contender)
+            == (&two.name, two.n, &two.pattern, &two.contender);
+        same && self.threads == 1 && two.threads == 2
+    }
+
     pub(crate) fn median(&self) -> f64 {
         median(self.rounds.iter().copied())
     }
@@ -109,24 +116,35 @@ impl Figures {
         let mut all = Vec::new();
         for ours in self.ours() {
             let before = all.len();
+            let compared = |against: &str, ratio: f64, goal: Option<f64>| Compared {
+                name: format!("{}: {}", ours.name, ours.contender),
+                n: ours.n,
+                pattern: ours.pattern.clone(),
+                threads: ours.threads,
+                median_ns: ours.median(),
+                spread: ours.spread(),
+                against: against.into(),
+                ratio,
+                goal,
+                met: goal.map(|goal| ratio <= goal),
+            };
             for other in self.beside(ours) {
-                let ratio = ours.ratio(other);
                 let goal = goals::of(ours, other);
-                all.push(Compared {
-                    name: format!("{}: {}", ours.name, ours.contender),
-                    n: ours.n,
-                    pattern: ours.pattern.clone(),
-                    threads: ours.threads,
-                    median_ns: ours.median(),
-                    spread: ours.spread(),
-                    against: other.contender.clone(),
-                    ratio,
-                    goal,
-                    met: goal.map(|goal| ratio <= goal),
-                });
+                all.push(compared(&other.contender, ours.ratio(other), goal));
             }
             if all.len() == before {
                 bail!("nothing beside {} in {}", ours.contender, ours.name);
+            }
+            if let Some(one) = self.0.iter().find(|row| row.is_alone(ours)) {
+                // Both threads' writes count: half the time of one is perfect.
+                all.push(compared(
+                    "one thread",
+                    ours.ratio(one),
+                    Some(goals::TWO_THREADS),
+                ));
+            }
+            if let Some(goal) = goals::nanoseconds(ours) {
+                all.push(compared("a nanosecond", ours.median(), Some(goal)));
             }
         }
         Ok(all)

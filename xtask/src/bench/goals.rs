@@ -4,6 +4,19 @@
 
 use super::figures::Row;
 
+/// The highest ratio of two threads' time for a write, taken together, to one thread's: 1.85 times the throughput.
+pub(crate) const TWO_THREADS: f64 = 1.0 / 1.85;
+
+/// The most nanoseconds, where the goal is none of ratio.
+pub(crate) fn nanoseconds(ours: &Row) -> Option<f64> {
+    match (ours.name.as_str(), ours.pattern.as_str()) {
+        ("a tracked page leaves and comes back", _) => Some(130.0),
+        ("adding a million pages, per page", "cold") => Some(10.0),
+        ("adding a million pages, per page", "warm") => Some(4.0),
+        _ => None,
+    }
+}
+
 /// The goal of ours against that peer, if there is one.
 pub(crate) fn of(ours: &Row, other: &Row) -> Option<f64> {
     let real = other.contender == "vm-device";

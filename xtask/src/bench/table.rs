@@ -5,7 +5,7 @@
 use super::figures::{Compared, Figures, Row};
 
 /// Columns of ratios, and what they are to.
-const COLUMNS: [(&str, &str); 8] = [
+const COLUMNS: [(&str, &str); 9] = [
     ("floor", "direct call"),
     ("vm-dev", "vm-device"),
     ("tree", "vm-device's tree"),
@@ -14,6 +14,7 @@ const COLUMNS: [(&str, &str); 8] = [
     ("BTree", "RwLock<BTreeMap>"),
     ("Hash", "RwLock<HashMap>"),
     ("papaya", "papaya"),
+    ("1 thr", "one thread"),
 ];
 
 fn cell(compared: &[&Compared], against: &str) -> String {
@@ -65,6 +66,16 @@ fn line(ours: &Row, figures: &Figures, compared: &[Compared]) {
     };
     let beside: Vec<&Compared> = compared.iter().filter(beside).collect();
     let cells = COLUMNS.map(|(_, against)| format!("{:>8}", cell(&beside, against)));
+    let in_itself = beside
+        .iter()
+        .find(|other| other.against == "a nanosecond")
+        .map_or(" ", |itself| {
+            if itself.met == Some(true) {
+                "✓"
+            } else {
+                "✗"
+            }
+        });
     let any = std::iter::once(ours).chain(figures.beside(ours));
     let disturbed = if any.into_iter().any(|row| row.disturbed > 0) {
         "*"
@@ -72,12 +83,13 @@ fn line(ours: &Row, figures: &Figures, compared: &[Compared]) {
         ""
     };
     println!(
-        "{:31} {:>8} {:16} {:>3} {:>8.1} {:>5.0} {} {disturbed}",
+        "{:31} {:>8} {:16} {:>3} {:>8.1}{} {:>4.0} {} {disturbed}",
         "",
         ours.n,
         ours.pattern,
         ours.threads,
         ours.median(),
+        in_itself,
         ours.spread() * 100.0,
         cells.concat()
     );
