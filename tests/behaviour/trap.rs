@@ -260,13 +260,14 @@ pub(crate) fn trap_kill_takeover<R: Rig>(rig: &R) {
     // In flight when the process dies: one that it did not take.
     let guest = domain.start(VcpuId(0), &[write(TRACKED, 0x55), IN]);
     server.wait_ready(0);
+    // What it had open is closed by that, not by what the test drops.
     domain.kill(&server.hv);
-    drop(server);
     let mut new = Server::<R::Domain>::over(Arc::new(domain.process()), id);
     new.hv.server_info(id).expect("get_info");
     new.acquire();
     assert_eq!(new.page().u64(32 * 90), 0x0123_4567, "the same page");
     new.bind();
+    drop(server);
     drive(&guest, &mut [&mut new], |_| Answer::Apply);
     guest.join().back();
     assert_eq!(new.take_seen().len(), 2);
