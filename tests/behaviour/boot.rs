@@ -35,7 +35,7 @@ pub(crate) fn run(boot: &str, rows: &[Row]) -> ExitCode {
         };
         let wanted = match row.boot {
             None => boot == "plain",
-            Some(Boot::Crash) => boot == "crash",
+            Some(Boot::Crash | Boot::TwoProcessors) => boot == "crash",
             Some(Boot::Panic) => false,
         };
         let left_out = only

@@ -27,12 +27,15 @@ pub(crate) struct Row {
     pub(crate) untested: Option<String>,
 }
 
-/// What a row ends, on a real machine. Such rows run apart from the others, where that must not happen.
+/// What a row ends, or needs, on a real machine. Such rows run apart from the others, where nothing may end and one processor makes
+/// all steady.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Boot {
     /// Xen crashes the domain: in a boot with others of the kind.
     Crash,
+    /// Nothing, but it shows only while the guest runs beside dom0: in that boot, too.
+    TwoProcessors,
     /// Xen panics: in a boot of its own.
     Panic,
 }

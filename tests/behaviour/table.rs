@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::{fs, io};
 
 use crate::rig::Version;
-use crate::rows::Row;
+use crate::rows::{Boot, Row};
 
 pub(crate) const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/behaviour-table.md");
 
@@ -37,7 +37,11 @@ fn render(rows: &[Row]) -> String {
         } else {
             "same"
         };
-        let own = if row.boot.is_some() { " †" } else { "" };
+        let own = if matches!(row.boot, Some(Boot::Crash | Boot::Panic)) {
+            " †"
+        } else {
+            ""
+        };
         let old = row.expect(Version::V4_17);
         let new = row.expect(Version::V4_20);
         let new = if new == old { "as 4.17" } else { new };

@@ -20,8 +20,8 @@ use boot::{Boot, End};
 use parts::Parts;
 use release::Release;
 
-/// Of the machine: one for dom0, one for its guests.
-const PROCESSORS: u8 = 2;
+/// Of the machine, if nobody says otherwise: the steadiest.
+const PROCESSORS: u8 = 1;
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {

@@ -65,11 +65,13 @@ pub(super) fn run(parts: &Parts, smp: u8, filter: Option<&str>) -> Result<()> {
         let same = rows.iter().filter(|row| row.boot.as_deref() == kind);
         same.map(|row| row.id.as_str()).collect()
     };
-    for (name, ids) in [("plain", of(None)), ("crash", of(Some("crash")))] {
+    let beside = [of(Some("crash")), of(Some("two-processors"))].concat();
+    for (name, ids) in [("plain", of(None)), ("crash", beside)] {
         if ids.is_empty() {
             continue;
         }
-        // Most crashes come of what Xen remembers while a vCPU does not sleep: with one processor dom0 makes it sleep.
+        // Most crashes come of what Xen remembers while a vCPU does not sleep: with one processor dom0 makes it sleep. For all
+        // else one is steadier.
         let smp = if name == "crash" { smp.max(2) } else { smp };
         let log = boot(parts, smp, &suite, name, &ids)?;
         if !matches!(log.end, End::Done(_)) {
