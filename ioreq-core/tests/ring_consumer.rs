@@ -374,6 +374,36 @@ fn a_moved_read_pointer_is_noticed() {
     assert!(ring.is_empty());
 }
 
+#[test]
+fn increments_that_xen_loses_are_made_up_for() {
+    let page = Page::new();
+    let ring = page.ring();
+    for value in 1..=3 {
+        page.send(false, value);
+    }
+    assert_eq!(data(&drain(&ring, 9).0), [1, 2, 3]);
+    // Between two drains: the read pointer offers what was taken, with and without something new behind it.
+    page.set_pointers(1, 3);
+    assert!(!ring.is_empty());
+    assert_eq!(drain(&ring, 9).0, []);
+    assert_eq!(page.pointers(), (3, 3));
+    page.send(false, 4);
+    page.set_pointers(2, 4);
+    assert_eq!(data(&drain(&ring, 9).0), [4]);
+    // While an entry is handled.
+    page.send(false, 5);
+    page.send(false, 6);
+    let mut items = vec![];
+    ring.consumer().unwrap().drain(9, |item| {
+        if items.is_empty() {
+            page.set_pointers(3, 6);
+        }
+        items.push(item);
+    });
+    assert_eq!(data(&items), [5, 6]);
+    assert_eq!(page.pointers(), (6, 6));
+}
+
 /// Ends the sender when the consumer panics, so that a failure is one, not a hang.
 struct Stop<'a>(&'a AtomicBool);
 

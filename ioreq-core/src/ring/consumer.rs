@@ -10,9 +10,18 @@ use super::page::BufferedPage;
 use crate::abi::IOREQ_BUFFER_SLOT_NUM;
 use crate::hypervisor::SharedPage;
 use crate::request::BufferedRequest;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+/// The place of the next entry, before the first was taken.
+const UNKNOWN: u32 = u32::MAX;
+/// The most increments of the read pointer that Xen is believed to have lost at once: as many as do not look like a move ahead.
+const MOST_LOST: u32 = IOREQ_BUFFER_SLOT_NUM / 2;
 
 /// The buffered ring of one server. Make one per page: it is what keeps consumers apart.
+///
+/// Xen can lose increments of the read pointer: where it rewinds the pointers (`ioreq_send_buffered`) it reads them twice, takes what it
+/// writes from the first and what it compares with from the second (seen in Debian's builds of 4.17 and 4.20, and on them). The ring
+/// remembers where it is, and makes up for it: no entry is taken twice.
 ///
 /// ```
 /// use ioreq_core::{abi::{BufIoreqEntry, IOREQ_TYPE_COPY}, ring::BufferedRing};
@@ -40,6 +49,8 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 pub struct BufferedRing<M = BufferedPage> {
     memory: M,
     consumed: AtomicBool,
+    /// The place of the next entry to take, or [`UNKNOWN`]. The consumer's own, handed on with `consumed`: so Relaxed everywhere.
+    next: AtomicU32,
 }
 
 impl BufferedRing<BufferedPage> {
@@ -57,12 +68,13 @@ impl<M: RingMemory> BufferedRing<M> {
         BufferedRing {
             memory,
             consumed: AtomicBool::new(false),
+            next: AtomicU32::new(UNKNOWN),
         }
     }
 
     /// Whether all that Xen had put into the ring has been taken *and handled*. Two loads, for any thread at any time.
     ///
-    /// A yes is always true. A no may be wrong while Xen rewinds an empty ring, and costs a look.
+    /// A yes is always true. A no may be wrong while Xen rewinds an empty ring, or has lost an increment, and costs a look.
     #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -146,6 +158,11 @@ impl<M: RingMemory> Consumer<'_, M> {
             if distance == 0 {
                 return drained;
             }
+            if let Some(lost) = self.lost(pointers.read, distance) {
+                // Release: as in `GiveUp`.
+                self.ring.memory.advance(lost, Ordering::Release);
+                continue;
+            }
             let (entries, item) = if distance > IOREQ_BUFFER_SLOT_NUM {
                 let (read, write) = (pointers.read, pointers.write);
                 (distance, Err(RingAnomaly::Overrun { read, write }))
@@ -153,19 +170,40 @@ impl<M: RingMemory> Consumer<'_, M> {
                 self.copy(pointers.read, distance)
             };
             drained.taken += u32::from(item.is_ok());
+            self.expect(pointers.read.wrapping_add(entries));
             let give_up = GiveUp {
                 memory: &self.ring.memory,
                 entries,
             };
             handle(item);
-            let found = give_up.now();
-            if EntryIndex::of(found) != EntryIndex::of(pointers.read) {
-                let expected = pointers.read;
+            let (expected, found) = (pointers.read, give_up.now());
+            if behind(found, EntryIndex::of(expected)) > MOST_LOST {
+                // Relaxed: see the field.
+                self.ring.next.store(UNKNOWN, Ordering::Relaxed);
                 handle(Err(RingAnomaly::Moved { expected, found }));
             }
         }
         drained.more = !self.ring.is_empty();
         drained
+    }
+
+    fn expect(&self, next: u32) {
+        let next = u32::try_from(EntryIndex::of(next).get()).unwrap_or(UNKNOWN);
+        // Relaxed: see the field.
+        self.ring.next.store(next, Ordering::Relaxed);
+    }
+
+    /// How many entries before the next one the read pointer offers again, with `distance` entries in the ring.
+    fn lost(&self, read: u32, distance: u32) -> Option<u32> {
+        // Relaxed: see the field.
+        let next = self.ring.next.load(Ordering::Relaxed);
+        if next == UNKNOWN || distance > IOREQ_BUFFER_SLOT_NUM {
+            return None;
+        }
+        let lost = behind(read, EntryIndex::of(next));
+        (1..=distance.min(MOST_LOST))
+            .contains(&lost)
+            .then_some(lost)
     }
 
     /// Copies the request at `read`, of `distance` entries in the ring (at least 1), and says how many it takes.
@@ -181,6 +219,13 @@ impl<M: RingMemory> Consumer<'_, M> {
             None => (1, Err(RingAnomaly::Torn { entry })),
         }
     }
+}
+
+/// How many places the pointer is behind.
+fn behind(pointer: u32, place: EntryIndex) -> u32 {
+    let places = IOREQ_BUFFER_SLOT_NUM as usize;
+    let behind = (place.get() + places - EntryIndex::of(pointer).get()) % places;
+    u32::try_from(behind).unwrap_or(0)
 }
 
 impl<M: RingMemory> Drop for Consumer<'_, M> {
