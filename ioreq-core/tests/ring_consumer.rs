@@ -404,6 +404,43 @@ fn increments_that_xen_loses_are_made_up_for() {
     assert_eq!(page.pointers(), (6, 6));
 }
 
+#[test]
+fn what_is_lost_and_what_is_absurd() {
+    let known = || {
+        let page = Page::new();
+        let ring = page.ring();
+        for value in 1..=300 {
+            page.send(false, value);
+        }
+        assert_eq!(drain(&ring, 400).0.len(), 300);
+        (page, ring)
+    };
+    // A full ring, one of its entries taken already.
+    let (page, ring) = known();
+    page.set_pointers(299, 299 + LEN);
+    drain(&ring, 1);
+    assert_eq!(page.pointers(), (300, 299 + LEN));
+    // One entry more than a ring holds.
+    let (page, ring) = known();
+    let (read, write) = (299, 300 + LEN);
+    page.set_pointers(read, write);
+    let overrun = RingAnomaly::Overrun { read, write };
+    assert_eq!(drain(&ring, 1).0, [Err(overrun)]);
+    // Half a ring back is the most that is believed; further it is a move.
+    for (back, anomalies) in [(LEN / 2, 0), (LEN / 2 + 1, 1)] {
+        let (page, ring) = known();
+        page.send(false, 301);
+        let mut items = vec![];
+        ring.consumer().unwrap().drain(1, |item| {
+            if items.is_empty() {
+                page.set_pointers(300 - back, 301);
+            }
+            items.push(item);
+        });
+        assert_eq!(items.len(), 1 + anomalies, "{back}: {items:?}");
+    }
+}
+
 /// Ends the sender when the consumer panics, so that a failure is one, not a hang.
 struct Stop<'a>(&'a AtomicBool);
 
