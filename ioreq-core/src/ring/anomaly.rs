@@ -30,7 +30,7 @@ pub enum RingAnomaly {
         /// The first entry.
         entry: BufIoreqEntry,
     },
-    /// Someone moved `read_pointer` while an entry was handled, and not by a rewind.
+    /// Someone moved `read_pointer` while an entry was handled, and it was neither a rewind nor an advance that Xen lost.
     #[error("read pointer went from {expected} to {found} by itself")]
     Moved {
         /// As it was when the entry was taken.

@@ -20,8 +20,8 @@ const MOST_LOST: u32 = IOREQ_BUFFER_SLOT_NUM / 2;
 /// The buffered ring of one server. Make one per page: it is what keeps consumers apart.
 ///
 /// Xen can lose increments of the read pointer: where it rewinds the pointers (`ioreq_send_buffered`) it reads them twice, takes what it
-/// writes from the first and what it compares with from the second (seen in Debian's builds of 4.17 and 4.20, and on them). The ring
-/// remembers where it is, and makes up for it: no entry is taken twice.
+/// writes from the first and what it compares with from the second (seen in the machine code of Debian's 4.17 and 4.20, and on a running
+/// 4.17). The ring remembers where it is, and makes up for it: no entry is taken twice.
 ///
 /// ```
 /// use ioreq_core::{abi::{BufIoreqEntry, IOREQ_TYPE_COPY}, ring::BufferedRing};
@@ -142,7 +142,7 @@ pub struct Consumer<'a, M: RingMemory = BufferedPage> {
 
 impl<M: RingMemory> Consumer<'_, M> {
     /// Takes requests until the ring is empty or `budget` calls of `handle` were made (one more for a read pointer that someone
-    /// moved meanwhile). An entry is given up when `handle` returns, or panics.
+    /// moved meanwhile); making up for what Xen lost counts as one. An entry is given up when `handle` returns, or panics.
     ///
     /// After an [`Overrun`](RingAnomaly::Overrun) the ring is empty; the other anomalies cost one entry at most.
     pub fn drain(

@@ -17,7 +17,7 @@ use super::cpio::Archive;
 use super::parts::Parts;
 use crate::run::root;
 
-/// What dom0 does: `$1` of `/init` is not used, so the job is a file of its own.
+/// What dom0 does: `/job` is the boot's own script.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
