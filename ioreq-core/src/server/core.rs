@@ -229,6 +229,7 @@ impl<H: Hypervisor> Core<H> {
         let ledger = self.ledger();
         UnmarkReport {
             unmarked: ledger.unmarker.unmarked(),
+            contended: ledger.unmarker.contended(),
             deferred: ledger.unmarker.stubborn().to_vec(),
         }
     }

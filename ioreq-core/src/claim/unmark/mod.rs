@@ -76,12 +76,25 @@ pub(crate) enum Step {
 struct Work {
     pages: GfnRange,
     attempts: u32,
+    /// A write to it was seen in flight.
+    contended: bool,
+}
+
+impl Work {
+    fn new(pages: GfnRange) -> Self {
+        Work {
+            pages,
+            attempts: 0,
+            contended: false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Member {
     attempts: u32,
     parked: bool,
+    contended: bool,
 }
 
 #[derive(Debug, Default)]
@@ -98,12 +111,13 @@ pub(crate) struct Unmarker {
     stubborn: Vec<GfnRange>,
     batch: Option<Batch>,
     unmarked: u64,
+    contended: u64,
 }
 
 impl Unmarker {
     /// Queues pages.
     pub(crate) fn push(&mut self, pages: GfnRange) {
-        self.queue.push_back(Work { pages, attempts: 0 });
+        self.queue.push_back(Work::new(pages));
     }
 
     /// The page is wanted again: it leaves the batch, if it is in it. (In the queue it is passed over, because it is not
@@ -124,6 +138,11 @@ impl Unmarker {
         self.unmarked
     }
 
+    /// Of the pages unmarked so far, those that a write was in flight to when they were first to be.
+    pub(crate) fn contended(&self) -> u64 {
+        self.contended
+    }
+
     /// Pages that did not come to rest within the bound, and are still marked.
     pub(crate) fn stubborn(&self) -> &[GfnRange] {
         &self.stubborn
@@ -132,7 +151,7 @@ impl Unmarker {
     /// Gives stubborn pages another chance.
     pub(crate) fn retry_stubborn(&mut self) {
         for pages in self.stubborn.drain(..) {
-            self.queue.push_back(Work { pages, attempts: 0 });
+            self.queue.push_back(Work::new(pages));
         }
     }
 
@@ -162,6 +181,7 @@ impl Unmarker {
         }
         // Whoever trapped since is unanswered, because its page is parked.
         for gfn in requests(&batch, env) {
+            contend(&mut batch, gfn);
             self.put_back(&mut batch, gfn, env);
         }
         self.change(batch, env)
@@ -189,6 +209,7 @@ impl Unmarker {
             let member = Member {
                 attempts: work.attempts,
                 parked: false,
+                contended: work.contended,
             };
             let leaving = now.iter().filter(|gfn| env.is_leaving(*gfn));
             batch.pages.extend(leaving.map(|gfn| (gfn.0, member)));
@@ -208,12 +229,14 @@ impl Unmarker {
         env.look(&mut |look| match look {
             Look::Waiting(gfn) => waiting.push(gfn),
             Look::Serving(gfn) | Look::Answered(gfn) => {
-                if batch.pages.contains_key(&gfn.0) {
+                if let Some(member) = batch.pages.get_mut(&gfn.0) {
+                    member.contended = true;
                     busy.push(gfn);
                 }
             }
         });
         for gfn in waiting {
+            contend(batch, gfn);
             self.put_back(batch, gfn, env);
             busy.retain(|other| *other != gfn);
         }
@@ -228,15 +251,15 @@ impl Unmarker {
         if member.parked {
             env.unpark(gfn);
         }
-        self.again(gfn, member.attempts + 1);
-    }
-
-    fn again(&mut self, gfn: Gfn, attempts: u32) {
-        let pages = GfnRange::from(gfn);
-        if attempts < ATTEMPTS {
-            self.queue.push_back(Work { pages, attempts });
+        let again = Work {
+            pages: gfn.into(),
+            attempts: member.attempts + 1,
+            contended: member.contended,
+        };
+        if again.attempts < ATTEMPTS {
+            self.queue.push_back(again);
         } else {
-            self.stubborn.push(pages);
+            self.stubborn.push(again.pages);
         }
     }
 
@@ -263,11 +286,13 @@ impl Unmarker {
             // It trapped before the change and will look at the type when it is answered. If the mark cannot be put back, the
             // answer is a risk to the guest, but no answer is a certain loss.
             let _marked = env.set_type(P2mType::IoreqServer, gfn.into());
+            contend(&mut batch, gfn);
             self.put_back(&mut batch, gfn, env);
         }
-        for gfn in batch.pages.keys() {
+        for (gfn, member) in &batch.pages {
             env.forget(Gfn(*gfn));
             self.unmarked += 1;
+            self.contended += u64::from(member.contended);
         }
         Step::Progress
     }
@@ -286,6 +311,13 @@ impl Unmarker {
             self.stubborn.push(gfn.into());
         }
         Step::Progress
+    }
+}
+
+/// A write to the page is in flight.
+fn contend(batch: &mut Batch, gfn: Gfn) {
+    if let Some(member) = batch.pages.get_mut(&gfn.0) {
+        member.contended = true;
     }
 }
 

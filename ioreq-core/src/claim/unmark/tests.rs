@@ -182,6 +182,40 @@ fn a_trap_just_before_the_change_gets_its_mark_back() {
 }
 
 #[test]
+fn pages_that_a_write_was_in_flight_to_are_counted_once_they_are_unmarked() {
+    let of = |looks: &[&[Look]]| {
+        let looks: Vec<Vec<Look>> = looks.iter().map(|look| look.to_vec()).collect();
+        let world = World::of(pages(5, 2)).sees(looks);
+        let mut unmarker = Unmarker::default();
+        unmarker.push(pages(5, 2));
+        settle(&mut unmarker, &world);
+        (unmarker.unmarked(), unmarker.contended())
+    };
+    let five = Gfn(5);
+    assert_eq!(of(&[]), (2, 0));
+    for look in [
+        Look::Waiting(five),
+        Look::Serving(five),
+        Look::Answered(five),
+    ] {
+        assert_eq!(of(&[&[look], &[look]]), (2, 1), "{look:?}");
+    }
+    // Seen after the grace period, and after the change.
+    assert_eq!(of(&[&[], &[Look::Waiting(five)]]), (2, 1));
+    assert_eq!(of(&[&[], &[], &[Look::Waiting(five)]]), (2, 1));
+    assert_eq!(of(&[&[Look::Waiting(Gfn(9))]]), (2, 0), "another page's");
+    // One that is wanted again is not unmarked.
+    let world = World::of(pages(5, 1)).sees([vec![Look::Answered(five)]]);
+    let mut unmarker = Unmarker::default();
+    unmarker.push(pages(5, 1));
+    unmarker.step(&world);
+    world.leaving.borrow_mut().remove(&5);
+    unmarker.cancel(five, &world);
+    settle(&mut unmarker, &world);
+    assert_eq!((unmarker.unmarked(), unmarker.contended()), (0, 0));
+}
+
+#[test]
 fn a_page_whose_order_is_held_waits() {
     let world = World::of(pages(5, 1));
     world.held.borrow_mut().insert(5);
