@@ -191,13 +191,21 @@ impl GuestMap for SimHypervisor {
         Arc::clone(&self.inner().memory)
     }
 
-    fn modified(&self, pages: GfnRange) -> Result<()> {
-        pages.batches(u64::from(u32::MAX)).try_for_each(|part| {
-            self.call(Op::ModifiedMemory, |raw| {
+    /// One hypercall for all, the last extent first, as Xen takes them.
+    fn modified(&self, pages: &[GfnRange]) -> Result<()> {
+        self.call(Op::ModifiedMemory, |raw| {
+            let domain = raw.target(11, &[])?;
+            let parts = |pages: &GfnRange| pages.batches(u64::from(u32::MAX));
+            let mut parts: Vec<GfnRange> = pages.iter().flat_map(parts).collect();
+            parts.reverse();
+            parts.iter().try_for_each(|part| {
                 let nr = u32::try_from(part.pages()).map_err(|_| EINVAL)?;
-                raw.target(11, &[])?.modified_memory(part.first(), nr)
+                domain.modified_memory(part.first(), nr)
             })
-            .map_err(|e| e.about(part))
+        })
+        .map_err(|err| match pages {
+            [pages] => err.about(*pages),
+            _ => err.about(format!("one of {} extents", pages.len())),
         })
     }
 }

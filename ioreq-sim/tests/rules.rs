@@ -276,13 +276,13 @@ fn log_dirty_and_tracking_exclude_each_other() {
             Err(libc::EINVAL)
         );
         let pages = GfnRange::sized(0x10, 2).unwrap();
-        hv.modified(pages).unwrap();
+        hv.modified(&[pages]).unwrap();
         assert!(domain.take_modified().is_empty(), "not in log-dirty mode");
         raw.map_mem_type(id, 4, 0, 0).unwrap();
         domain.set_log_dirty(true).unwrap();
         raw.map_mem_type(id, 4, 2, 0).unwrap();
         assert_eq!(raw.set_mem_type(SERVER, 0, GFN, 1), Err(EINVAL));
-        hv.modified(pages).unwrap();
+        hv.modified(&[pages]).unwrap();
         assert_eq!(domain.take_modified().len(), 2);
         domain.set_log_dirty(false).unwrap();
         raw.set_mem_type(SERVER, 0, GFN, 1).unwrap();

@@ -246,8 +246,8 @@ impl GuestMap for XenHypervisor {
         self.cache.flush()
     }
 
-    fn modified(&self, pages: GfnRange) -> Result<()> {
-        self.dm.modified_memory(&[pages])
+    fn modified(&self, pages: &[GfnRange]) -> Result<()> {
+        self.dm.modified_memory(pages)
     }
 }
 

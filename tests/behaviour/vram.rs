@@ -61,7 +61,7 @@ pub(crate) fn op_07_track_dirty_vram<R: Rig>(rig: &R) {
     server.poke(page(FIRST, 5), Width::B4, 1);
     server.poke(page(FIRST, 6), Width::B4, 1);
     let told = pages(Gfn(FIRST.0 + 6), 1);
-    server.hv.modified(told).expect("modified_memory");
+    server.hv.modified(&[told]).expect("modified_memory");
     assert_eq!(dirty(&domain, FIRST), [3, 10, 63]);
     assert_eq!(dirty(&domain, FIRST), none());
     // Once more: a page that was dirty is looked at again.

@@ -51,11 +51,12 @@ pub trait GuestMap: Send + Sync + 'static {
         Ok(())
     }
 
-    /// The framework stored into these frames (`XEN_DMOP_modified_memory`): needed while log-dirty mode is on.
+    /// The framework stored into these frames (`XEN_DMOP_modified_memory`): called while
+    /// [dirty logging](crate::server::IoreqServer::set_dirty_logging) is on, by any thread.
     ///
     /// # Errors
-    /// When the hypervisor refuses; the stores have been made all the same.
-    fn modified(&self, _pages: GfnRange) -> Result<()> {
+    /// When the hypervisor refuses one; it may know some of the others then. The stores have been made all the same.
+    fn modified(&self, _pages: &[GfnRange]) -> Result<()> {
         Ok(())
     }
 }

@@ -304,7 +304,7 @@ impl<H: Hypervisor> Bus<'_, H> {
         value: u64,
         fallback: Verdict,
     ) {
-        let hv = Arc::clone(&self.core.hv);
+        let (hv, dirty) = (Arc::clone(&self.core.hv), Arc::clone(&self.core.dirty));
         pending.install(Box::new(move |reply| {
             let verdict = match reply {
                 Some(Reply::Verdict(verdict)) => verdict,
@@ -316,7 +316,15 @@ impl<H: Hypervisor> Bus<'_, H> {
                 Verdict::Drop => return,
             };
             // Memory that is gone by now needs no store.
-            let _gone = GuestRam::store(&*hv.memory(), addr, width, value);
+            if GuestRam::store(&*hv.memory(), addr, width, value).is_err() {
+                return;
+            }
+            // SeqCst: our store, then the look, by a thread that nobody waits for when logging begins; pairs with the SeqCst
+            // store in `DirtyLogging::set`: either it is told, or whoever begins to log finds it in memory.
+            fence(Ordering::SeqCst);
+            if dirty.is_on() {
+                dirty.tell(&*hv, &[Gfn::of(addr).into()]);
+            }
         }));
     }
 

@@ -12,6 +12,7 @@ use vm_memory::GuestAddress;
 use super::bus::{Bus, Pause};
 use super::carry::Carry;
 use super::control::ControlSignal;
+use super::dirty::{DirtyLogging, LoggedRam};
 use super::group::Group;
 use super::log_limit::LogLimit;
 use super::record::RecordFile;
@@ -67,6 +68,7 @@ pub(crate) struct Core<H: Hypervisor> {
     /// The memory epoch of which sleeping workers have been told.
     pub(super) memory_told: AtomicU64,
     pub(super) log_limit: LogLimit,
+    pub(super) dirty: Arc<DirtyLogging>,
     pub(super) clock: Mutex<Option<ClockListener>>,
     /// For whoever takes the server over if this process dies.
     record: Option<Mutex<RecordFile>>,
@@ -113,6 +115,7 @@ impl<H: Hypervisor> Core<H> {
             invalidations: AtomicU64::new(0),
             memory_told: AtomicU64::new(0),
             log_limit: LogLimit::new(),
+            dirty: Arc::new(DirtyLogging::new()),
             clock: Mutex::new(None),
             record: record.map(Mutex::new),
             inherited,
@@ -171,7 +174,10 @@ impl<H: Hypervisor> Core<H> {
     }
 
     pub(super) fn stats(&self) -> ServerStats {
-        ServerStats::sum(&self.counters)
+        ServerStats {
+            dirty_faults: self.dirty.faults(),
+            ..ServerStats::sum(&self.counters)
+        }
     }
 
     /// What every slot says about writes to pages, for the unmark protocol. The slots are looked at, not taken: a guest that
@@ -352,6 +358,7 @@ impl<H: Hypervisor> Core<H> {
     ) -> usize {
         let backoff = Backoff::new();
         let mut drained = 0;
+        let mut logged = LoggedRam::new(self, ram);
         // Empty means handled, by whoever consumes.
         while !ring.is_empty() {
             let Some(mut consumer) = ring.consumer() else {
@@ -363,7 +370,7 @@ impl<H: Hypervisor> Core<H> {
             };
             let bus = Bus {
                 core: self,
-                ram,
+                ram: logged.ram(),
                 guard,
                 counters,
                 worker,
@@ -376,6 +383,7 @@ impl<H: Hypervisor> Core<H> {
                 break;
             }
         }
+        logged.tell();
         drained
     }
 

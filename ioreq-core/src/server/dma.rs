@@ -9,6 +9,7 @@ use vm_memory::GuestAddress;
 
 use super::bus::Bus;
 use super::core::Core;
+use super::dirty::LoggedRam;
 use crate::dispatch::{ReadGuard, Reader};
 use crate::handler::{WriteSource, scope};
 use crate::hypervisor::Hypervisor;
@@ -107,6 +108,19 @@ impl<H: Hypervisor> Dma<H> {
         }
         let core = self.core.upgrade().ok_or(DmaError::ServerGone)?;
         let memory = core.hv.memory();
+        let mut logged = LoggedRam::new(&core, &*memory);
+        let result = self.write_all(&core, &mut logged, addr, buf);
+        logged.tell();
+        result
+    }
+
+    fn write_all(
+        &mut self,
+        core: &Core<H>,
+        logged: &mut LoggedRam<'_, H>,
+        addr: GuestAddress,
+        buf: &[u8],
+    ) -> Result<(), DmaError> {
         let mut done = 0;
         while let Some(rest) = buf.get(done..).filter(|rest| !rest.is_empty()) {
             let fail = RamError {
@@ -122,7 +136,8 @@ impl<H: Hypervisor> Dma<H> {
                 // The counters of threads that are no workers have one writer at a time, too.
                 let _turn = core.outside.lock().unwrap_or_else(PoisonError::into_inner);
                 let guard = self.reader.enter();
-                store_piece(&core, &*memory, &guard, at, rest)?
+                logged.look_again();
+                store_piece(core, logged.ram(), &guard, at, rest)?
             };
             match result {
                 Some(stored) => done += stored,

@@ -145,6 +145,39 @@ impl<H: Hypervisor> IoreqServer<H> {
         Dma::new(&self.core)
     }
 
+    /// Says whether the hypervisor logs which pages are written: log-dirty mode of a live migration, tracked video memory.
+    /// Xen does not tell a device model; its toolstack does, once the mode is on. From then on every store that this server
+    /// makes into guest memory is told to Xen (`XEN_DMOP_modified_memory`) before the request that caused it is answered:
+    /// data of repeated instructions, writes applied to pages, [`Dma`], and what handlers store through
+    /// [`Context::ram`](crate::handler::Context::ram). What a device stores into memory that it mapped itself
+    /// ([`GuestMap::memory`](crate::GuestMap::memory)) it has to tell itself ([`GuestMap::modified`](crate::GuestMap::modified)).
+    ///
+    /// When this returns after turning it on, no store is under way that is not told. It waits for handlers that run. While
+    /// off, which it is at first, it costs nothing but a look. How many pages could not be told is in
+    /// [`ServerStats::dirty_faults`].
+    ///
+    /// ```
+    /// use ioreq_core::{Gfn, server::IoreqServer};
+    /// use ioreq_sim::{DomainConfig, Machine};
+    /// use vm_memory::GuestAddress;
+    ///
+    /// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+    /// let server = IoreqServer::builder(domain.hypervisor()).build()?;
+    /// domain.set_log_dirty(true)?; // the toolstack, for a migration
+    /// server.set_dirty_logging(true)?;
+    /// server.dma().write(GuestAddress(0x7ffc), &[1; 8])?;
+    /// assert_eq!(domain.take_modified(), [Gfn(7), Gfn(8)]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `WouldDeadlock` from a handler, which would wait for itself: it is on or off all the same, but stores that are under way
+    /// may not be told.
+    pub fn set_dirty_logging(&self, on: bool) -> Result<()> {
+        self.core.dirty.set(on);
+        if on { self.synchronize() } else { Ok(()) }
+    }
+
     /// Starts the worker threads.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ mod bus;
 mod carry;
 mod control;
 mod core;
+mod dirty;
 mod dma;
 mod exit;
 mod group;

@@ -10,6 +10,7 @@ use crossbeam::queue::SegQueue;
 use super::bus::{Bus, Pause};
 use super::carry::Carry;
 use super::core::Core;
+use super::dirty::LoggedRam;
 use super::group::{Member, Posted, Suspended, set_parked};
 use super::waker::Waker;
 use crate::abi::{STATE_IOREQ_READY, STATE_IORESP_READY};
@@ -160,9 +161,10 @@ impl<H: Hypervisor> Service<H> {
         let data = match *request.kind() {
             Kind::Io(io) => {
                 count(&io, counters);
+                let mut logged = LoggedRam::new(core, &*self.memory);
                 let bus = Bus {
                     core,
-                    ram: &*self.memory,
+                    ram: logged.ram(),
                     guard,
                     counters,
                     worker: self.index,
@@ -177,6 +179,8 @@ impl<H: Hypervisor> Service<H> {
                         (Some(carry), result)
                     }
                 };
+                // Before the answer, and before another thread may give it.
+                logged.tell();
                 match result {
                     Ok(answer) => answer,
                     Err(pause) => {
@@ -354,15 +358,18 @@ impl<H: Hypervisor> Service<H> {
             self.finish(core, port, taken.refuse());
             return;
         };
+        let mut logged = LoggedRam::new(core, &*self.memory);
         let bus = Bus {
             core,
-            ram: &*self.memory,
+            ram: logged.ram(),
             guard,
             counters,
             worker: self.index,
             vcpu,
         };
-        match carry.run(&bus) {
+        let result = carry.run(&bus);
+        logged.tell();
+        match result {
             Ok(()) => {
                 let answered = taken.answer(carry.answer());
                 self.finish(core, port, answered);

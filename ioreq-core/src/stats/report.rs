@@ -17,6 +17,9 @@ macro_rules! server_stats {
         #[non_exhaustive]
         pub struct ServerStats {
             $($(#[$doc])* pub $field: u64,)*
+            /// Pages that were stored into and could not be told to the hypervisor while
+            /// [dirty logging](crate::server::IoreqServer::set_dirty_logging) was on: a migration under way may miss them.
+            pub dirty_faults: u64,
             /// Latency of the sampled synchronous requests.
             pub latency: Latency,
         }
