@@ -145,6 +145,29 @@ fn a_route_is_freed_once_when_its_last_page_and_last_reader_go() {
 }
 
 #[test]
+fn a_route_that_gets_more_pages_later_is_freed_with_its_last() {
+    let grace = Grace::new();
+    let map = PageMap::new(Gfn(2047), grace.clone()).unwrap();
+    let drops = Arc::new(AtomicU64::new(0));
+    let route = Counted::new(Dropped(drops.clone()));
+    for first in [0, 700, 3] {
+        map.insert(pages(first, 2), &route).unwrap();
+    }
+    map.replace(pages(3, 1), &route).unwrap();
+    drop(route);
+    assert_eq!(map.remove(pages(0, 5)), 4);
+    grace.collect();
+    assert_eq!(
+        drops.load(Ordering::Relaxed),
+        0,
+        "two pages still lead there"
+    );
+    assert_eq!(map.remove(pages(0, 2048)), 2);
+    grace.collect();
+    assert_eq!(drops.load(Ordering::Relaxed), 1);
+}
+
+#[test]
 fn a_leaf_with_a_held_order_stays_so_that_a_page_never_has_two_orders() {
     let grace = Grace::new();
     let map = PageMap::new(Gfn(511), grace.clone()).unwrap();

@@ -3,8 +3,8 @@
 //! `cargo xtask mutants`: cargo-mutants over what everything rests on. Nine in ten mutants must be caught, and each survivor must
 //! have its reason in `docs/testing.md`.
 //!
-//! Each part runs twice: first against the tests of its own crate, which take seconds and catch most; then what is left against every
-//! test of the crates above it.
+//! Each part runs twice: first against the tests that are about it, which take seconds and catch most; then what is left against
+//! every test of the crates that use it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -32,28 +32,60 @@ const NOT_MUTATED: &[&str] = &[
     "impl fmt::(Debug|Display) for",
 ];
 
-/// What is mutated: name, package, files.
-const PARTS: &[(&str, &str, &str)] = &[
-    ("slot", "ioreq-core", "ioreq-core/src/slot/**/*.rs"),
-    ("ring", "ioreq-core", "ioreq-core/src/ring/**/*.rs"),
-    ("dispatch", "ioreq-core", "ioreq-core/src/dispatch/**/*.rs"),
-    ("claim", "ioreq-core", "ioreq-core/src/claim/**/*.rs"),
-    (
-        "shadow",
-        "ioreq-backends",
-        "ioreq-backends/src/vgpu/shadow/**/*.rs",
-    ),
+/// Code that is mutated.
+struct Part {
+    name: &'static str,
+    package: &'static str,
+    files: &'static str,
+    /// The tests of the package that are about it: what the first round runs, besides the unit tests.
+    near: &'static [&'static str],
+}
+
+const PARTS: &[Part] = &[
+    Part {
+        name: "slot",
+        package: "ioreq-core",
+        files: "ioreq-core/src/slot/**/*.rs",
+        near: &["slot_protocol", "request_edges", "request_properties"],
+    },
+    Part {
+        name: "ring",
+        package: "ioreq-core",
+        files: "ioreq-core/src/ring/**/*.rs",
+        near: &["ring_consumer"],
+    },
+    Part {
+        name: "dispatch",
+        package: "ioreq-core",
+        files: "ioreq-core/src/dispatch/**/*.rs",
+        near: &["dispatch_oracle", "dispatch_ranges", "claim_oracle"],
+    },
+    Part {
+        name: "claim",
+        package: "ioreq-core",
+        files: "ioreq-core/src/claim/**/*.rs",
+        near: &["claim_oracle"],
+    },
+    Part {
+        name: "shadow",
+        package: "ioreq-backends",
+        files: "ioreq-backends/src/vgpu/shadow/**/*.rs",
+        near: &[],
+    },
 ];
 
-/// Reports whose lines are final: a mutant that one round caught, or that does not compile.
-const KEPT: [&str; 2] = ["caught.txt", "unviable.txt"];
+/// Reports whose lines are final: a mutant that one round caught, under which tests hang, or that does not compile.
+const KEPT: [&str; 3] = ["caught.txt", "timeout.txt", "unviable.txt"];
 
-/// The rounds of a part: which packages' tests run (none named: the part's own), and the seconds after which a mutant counts as
-/// hanging. That is several times what the tests take on an idle machine.
-const ROUNDS: [(&[&str], &str); 2] = [
-    (&[], "20"),
-    (&["ioreq", "ioreq-core", "ioreq-backends"], "200"),
-];
+/// What cargo-mutants is told not to try again.
+const NOT_AGAIN: &str = "mutants.out/previously_caught.txt";
+
+/// The second round's packages: all whose tests run the code.
+const ALL: [&str; 3] = ["ioreq", "ioreq-core", "ioreq-backends"];
+
+/// Seconds after which a mutant counts as hanging, and so as caught, in the first round and in the second. That is several times
+/// what the tests take on an idle machine.
+const TIMEOUTS: [&str; 2] = ["40", "200"];
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -77,7 +109,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(unknown) = args
         .parts
         .iter()
-        .find(|part| !PARTS.iter().any(|(name, ..)| name == *part))
+        .find(|part| !PARTS.iter().any(|known| known.name == **part))
     {
         bail!("no part named {unknown}");
     }
@@ -93,8 +125,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let accepted = fs::read_to_string(root().join("docs/testing.md")).context("docs/testing.md")?;
     let (mut caught, mut missed, mut unexplained) = (0, 0, 0);
-    for (name, package, glob) in PARTS {
-        if !args.parts.is_empty() && !args.parts.iter().any(|part| part == name) {
+    for part in PARTS {
+        let name = part.name;
+        if !args.parts.is_empty() && !args.parts.iter().any(|wanted| wanted == name) {
             continue;
         }
         let output = root().join("target/mutants").join(name);
@@ -103,8 +136,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         fs::create_dir_all(&output)?;
         absorb(&output)?;
-        for (tested, timeout) in ROUNDS {
-            mutate(package, glob, tested, timeout, &output)?;
+        for first in [true, false] {
+            round(part, first, &output)?;
             absorb(&output)?;
         }
         let outcome = outcome(&output).with_context(|| format!("no report for {name}"))?;
@@ -143,17 +176,28 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// One round: every mutant of `glob` that no earlier round caught, against the tests of `tested` (of `package`, if none is named).
-fn mutate(package: &str, glob: &str, tested: &[&str], timeout: &str, output: &Path) -> Result<()> {
-    let mut command = cargo(&root(), &["mutants", "--package", package, "--file", glob]);
-    command.args(NOT_MUTATED).arg("--output").arg(output);
-    for other in tested {
-        command.args(["--test-package", other]);
+/// One round: every mutant that no earlier round caught.
+fn round(part: &Part, first: bool, output: &Path) -> Result<()> {
+    let mut command = cargo(&root(), &["mutants", "--package", part.package]);
+    command.args(["--file", part.files]).args(NOT_MUTATED);
+    command.arg("--output").arg(output);
+    if !first {
+        for package in ALL {
+            command.args(["--test-package", package]);
+        }
     }
     command
         .args(["--iterate", "--no-shuffle", "--colors", "never"])
-        .args(["--timeout", timeout, "--jobs", "1"])
-        .args(["--", "--lib", "--tests"])
+        .args(["--timeout", TIMEOUTS[usize::from(!first)], "--jobs", "1"])
+        .args(["--", "--lib"]);
+    if first {
+        for test in part.near {
+            command.args(["--test", test]);
+        }
+    } else {
+        command.arg("--tests");
+    }
+    command
         // Not worth its link time here.
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .env("CARGO_PROFILE_TEST_DEBUG", "0");
@@ -161,18 +205,25 @@ fn mutate(package: &str, glob: &str, tested: &[&str], timeout: &str, output: &Pa
     // 0: all caught; 2: survivors; 3: timeouts. Anything else: it could not do its work.
     match status.code() {
         Some(0 | 2 | 3) => Ok(()),
-        _ => bail!("cargo mutants on {glob} ends with {status}"),
+        _ => bail!("cargo mutants on {} ends with {status}", part.name),
     }
 }
 
 /// Keeps what a round, or an interrupted run, found for good: cargo-mutants' own report holds one round only.
 fn absorb(output: &Path) -> Result<()> {
+    let report = output.join("mutants.out");
+    let mut found = String::new();
     for name in KEPT {
         let kept = output.join(name);
         let mut all: BTreeSet<String> = lines(&kept)?;
-        all.extend(lines(&output.join("mutants.out").join(name))?);
+        all.extend(lines(&report.join(name))?);
         let text: String = all.iter().map(|line| format!("{line}\n")).collect();
-        fs::write(&kept, text).with_context(|| format!("{}", kept.display()))?;
+        fs::write(&kept, &text).with_context(|| format!("{}", kept.display()))?;
+        found.push_str(&text);
+    }
+    if report.exists() {
+        let not_again = output.join(NOT_AGAIN);
+        fs::write(&not_again, found).with_context(|| format!("{}", not_again.display()))?;
     }
     Ok(())
 }
@@ -183,7 +234,7 @@ fn outcome(output: &Path) -> Result<Outcome> {
     Ok(Outcome {
         caught: lines(&output.join("caught.txt"))?.len(),
         unviable: lines(&output.join("unviable.txt"))?.len(),
-        timeout: lines(&last.join("timeout.txt"))?.len(),
+        timeout: lines(&output.join("timeout.txt"))?.len(),
         missed: lines(&last.join("missed.txt"))?.into_iter().collect(),
     })
 }

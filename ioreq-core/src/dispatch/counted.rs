@@ -51,12 +51,12 @@ impl<R> Counted<R> {
         first.map_or_else(|owner| owner == map, |_| true)
     }
 
-    /// So many pages more lead here: what to write into their entries. Under the lock of the map it belongs to.
+    /// So many pages more, at least one, lead here: what to write into their entries. Under the lock of the map it belongs to.
     pub(super) fn hold(self: &Arc<Self>, pages: u64) -> *mut Self {
         // Relaxed: under the map's lock.
         let before = self.pages.load(Ordering::Relaxed);
         self.pages.store(before + pages, Ordering::Relaxed);
-        if before == 0 && pages > 0 {
+        if before == 0 {
             // The map's strong count; `let_go` gives it back.
             std::mem::forget(Arc::clone(self));
         }

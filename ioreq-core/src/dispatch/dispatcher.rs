@@ -190,3 +190,127 @@ fn ecam(sbdf: Sbdf) -> MmioRange {
     let first = u64::from(sbdf.bits()) << 12;
     MmioRange::new(first, first + 0xfff).expect("44 bits")
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::handler::{Access, Context, ReadOutcome, WriteOutcome};
+    use crate::range::PortRange;
+
+    struct Device;
+
+    impl Handler for Device {
+        fn read(&self, _: &Context<'_>, _: Access) -> ReadOutcome {
+            ReadOutcome::Value(0)
+        }
+
+        fn write(&self, _: &Context<'_>, _: Access, _: u64) -> WriteOutcome {
+            WriteOutcome::Done
+        }
+    }
+
+    /// One range of each kind.
+    fn ranges() -> [IoRange; 3] {
+        [
+            IoRange::Port(PortRange::sized(0x3f8, 8).unwrap()),
+            IoRange::Mmio(MmioRange::sized(0xfee0_1000, 0x20).unwrap()),
+            IoRange::Pci(Sbdf::new(1, 2, 3, 4).unwrap()),
+        ]
+    }
+
+    /// The handler that the first address of `range` leads to.
+    fn handler(
+        dispatcher: &Dispatcher,
+        range: IoRange,
+        guard: &ReadGuard<'_>,
+    ) -> Option<Arc<dyn Handler>> {
+        let route = match range {
+            IoRange::Port(ports) => dispatcher.port(ports.first(), Width::B1, guard),
+            IoRange::Mmio(addrs) => dispatcher.mmio(addrs.first(), 1, guard),
+            IoRange::Pci(sbdf) => dispatcher.pci(sbdf, guard),
+        };
+        route.map(|route| Arc::clone(&route.handler))
+    }
+
+    #[test]
+    fn a_route_is_found_from_its_publication_to_its_retraction() {
+        for range in ranges() {
+            let grace = Grace::new();
+            let dispatcher = Dispatcher::new(&grace);
+            let mut reader = grace.reader();
+            let handlers: [Arc<dyn Handler>; 2] = [Arc::new(Device), Arc::new(Device)];
+            let mut known = dispatcher.lock();
+            let id = dispatcher
+                .add(&mut known, "device", range, Arc::clone(&handlers[0]), 1)
+                .unwrap();
+            let found = handler(&dispatcher, range, &reader.enter()).expect("published");
+            assert!(std::ptr::addr_eq(
+                Arc::as_ptr(&found),
+                Arc::as_ptr(&handlers[0])
+            ));
+            assert_eq!(known.range(id).unwrap(), range);
+            dispatcher
+                .replace(&mut known, id, Arc::clone(&handlers[1]))
+                .unwrap();
+            drop(found);
+            grace.collect();
+            assert_eq!(Arc::strong_count(&handlers[0]), 1, "replaced, and freed");
+            assert!(handler(&dispatcher, range, &reader.enter()).is_some());
+            assert_eq!(Arc::strong_count(&handlers[1]), 2);
+            dispatcher.retract(&mut known, id).unwrap();
+            assert!(handler(&dispatcher, range, &reader.enter()).is_none());
+            let again = dispatcher.retract(&mut known, id).unwrap_err();
+            assert_eq!(again.kind(), ErrorKind::NoSuchRoute);
+            let replaced = dispatcher.replace(&mut known, id, Arc::clone(&handlers[0]));
+            assert_eq!(replaced.unwrap_err().kind(), ErrorKind::NoSuchRoute);
+            assert!(known.range(id).is_err());
+        }
+    }
+
+    #[test]
+    fn a_conflict_names_both_routes_and_registers_nothing() {
+        let grace = Grace::new();
+        let dispatcher = Dispatcher::new(&grace);
+        let mut known = dispatcher.lock();
+        for range in ranges() {
+            let first = dispatcher.add(&mut known, "first", range, Arc::new(Device), 1);
+            let err = dispatcher
+                .add(&mut known, "second", range, Arc::new(Device), 1)
+                .unwrap_err();
+            assert_eq!(err.kind(), ErrorKind::RouteConflict);
+            let text = err.to_string();
+            for part in ["\"first\"", "\"second\"", &range.to_string()] {
+                assert!(text.contains(part), "{part} is missing: {text}");
+            }
+            assert!(first.is_ok());
+        }
+        drop(known);
+        let stats = dispatcher.stats();
+        let names: Vec<&str> = stats.iter().map(|(name, _)| &**name).collect();
+        assert_eq!(names, ["first"; 3]);
+    }
+
+    #[test]
+    fn no_two_routes_have_one_id() {
+        let grace = Grace::new();
+        let dispatcher = Dispatcher::new(&grace);
+        let mut known = dispatcher.lock();
+        let ids: Vec<RouteId> = ranges()
+            .into_iter()
+            .map(|range| {
+                let added = dispatcher.add(&mut known, "device", range, Arc::new(Device), 1);
+                added.unwrap()
+            })
+            .collect();
+        assert!(ids[0] < ids[1] && ids[1] < ids[2], "{ids:?}");
+    }
+
+    #[test]
+    fn every_function_has_a_page_of_its_own_in_the_window() {
+        for bits in [0, 1, u32::from(u16::MAX), u32::MAX] {
+            let range = ecam(Sbdf::from_bits(bits));
+            assert_eq!(range.first(), u64::from(bits) * 0x1000);
+            assert_eq!(range.last() - range.first(), 0xfff);
+        }
+    }
+}

@@ -426,6 +426,23 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_that_goes_takes_no_other_with_it() {
+        let (grace, freed) = (Grace::new(), Arc::new(AtomicUsize::new(0)));
+        let (gone, mut stays) = (grace.reader(), grace.reader());
+        let guard = stays.enter();
+        drop(gone);
+        let count = Arc::clone(&freed);
+        grace.retire(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        grace.collect();
+        assert_eq!(freed.load(Ordering::Relaxed), 0, "a reader may look at it");
+        drop(guard);
+        grace.collect();
+        assert_eq!(freed.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
     fn a_forgotten_guard_does_not_outlast_its_reader() {
         let grace = Grace::new();
         let mut reader = grace.reader();
