@@ -242,6 +242,8 @@ fn a_panic_gives_the_entry_and_the_ring_up() {
             drain_with(&ring, |_| panic!("a handler's"))
         }));
         assert!(panicked.is_err());
+        let (read, _) = page.pointers();
+        assert_eq!(read, if wide { 2 } else { 1 }, "given up at once");
         assert_eq!(data(&drain(&ring, 9).0), [2], "once, and no more");
     }
 }

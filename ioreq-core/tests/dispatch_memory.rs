@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! UNSAFETY: a global allocator, which is the only way to see what is not freed. It passes everything on to the system's.
+//!
+//! What the routing structures take they give back, and what readers may look at they keep till then.
+#![cfg(not(loom))]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ioreq_core::dispatch::{Counted, Grace, PageMap, PortMap, RangeMap};
+use ioreq_core::{Gfn, GfnRange, MmioRange, PortRange};
+
+thread_local! {
+    /// Bytes that this thread has allocated and not freed.
+    static HELD: Cell<isize> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn count(bytes: isize) {
+    // A thread that ends may have lost its counter already.
+    let _ = HELD.try_with(|held| held.set(held.get() + bytes));
+}
+
+// SAFETY: every call is passed on to `System` as it is, which keeps the trait's contract.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size().cast_signed());
+        // SAFETY: the caller's promises are `System`'s.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size().cast_signed());
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        count(-layout.size().cast_signed());
+        // SAFETY: as above; `ptr` came from `System`.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+/// Bytes that this thread still holds of what it allocated in `work`.
+fn kept_by(work: impl FnOnce()) -> isize {
+    // What is made once per thread.
+    Grace::new().reader().enter().quiesce();
+    let before = HELD.get();
+    work();
+    HELD.get() - before
+}
+
+/// So much of a route's own: that it is not freed shows.
+type Heavy = Box<[u8; 1000]>;
+
+fn heavy() -> Heavy {
+    Box::new([0; 1000])
+}
+
+fn mmio(first: u64, len: u64) -> MmioRange {
+    MmioRange::sized(first, len).unwrap()
+}
+
+/// Ranges that need tables of every kind, and a list: alone in a region, neighbours in a region, in a page, in a line, and far up.
+fn ranges() -> Vec<MmioRange> {
+    let near = [
+        (0x40_0000, 0x1000),
+        (0x80_0000, 0x1000),
+        (0x80_5000, 0x1800),
+        (0x80_7000, 0x40),
+        (0x80_7041, 2),
+        (0x80_7043, 1),
+        (0x80_70ff, 0x10),
+    ];
+    let far = [(1 << 50, 0x1000), (1 << 51, 0x100), (1 << 52, 8)];
+    near.into_iter()
+        .chain(far)
+        .map(|(first, len)| mmio(first, len))
+        .collect()
+}
+
+#[test]
+fn ranges_give_back_all_they_took() {
+    for all_go_before_the_map in [true, false] {
+        let kept = kept_by(|| {
+            let grace = Grace::new();
+            let map = RangeMap::new(grace.clone());
+            for range in ranges() {
+                map.insert(range, heavy()).unwrap();
+                assert!(map.replace(range, heavy()));
+            }
+            for range in ranges().into_iter().filter(|_| all_go_before_the_map) {
+                assert!(map.remove(range));
+            }
+            drop(map);
+            assert_eq!(grace.backlog(), 0, "nobody reads");
+        });
+        assert_eq!(kept, 0);
+    }
+}
+
+#[test]
+fn tables_go_with_the_last_range_that_needs_them() {
+    let grace = Grace::new();
+    let map = RangeMap::new(grace.clone());
+    let lone = mmio(0x40_0000, 0x1000);
+    map.insert(lone, heavy()).unwrap();
+    let kept = kept_by(|| {
+        for range in ranges() {
+            if range != lone {
+                map.insert(range, heavy()).unwrap();
+            }
+        }
+        for range in ranges() {
+            if range != lone {
+                assert!(map.remove(range));
+            }
+        }
+        grace.collect();
+    });
+    // The list of ranges may keep a node, the backlog its room; no table (512 bytes and more) and no route.
+    assert!(kept < 512, "{kept} bytes are still held");
+}
+
+#[test]
+fn a_list_stays_while_a_reader_may_look_at_it() {
+    let grace = Grace::new();
+    let map = RangeMap::new(grace.clone());
+    let mut reader = grace.reader();
+    let mut guard = reader.enter();
+    let far = |number: u64| mmio((1 << 50) + number * 0x1000, 0x1000);
+    map.insert(mmio(0x1000, 0x1000), 0).unwrap();
+    map.insert(far(0), 0).unwrap();
+    assert_eq!(
+        grace.backlog(),
+        0,
+        "no reader can have seen anything that is gone"
+    );
+    map.insert(far(1), 1).unwrap(); // from one range to a list of two
+    assert_eq!(grace.backlog(), 0);
+    map.insert(far(2), 2).unwrap(); // another list
+    grace.collect();
+    assert_eq!(grace.backlog(), 1, "a reader may look at the list of two");
+    assert_eq!(map.find(far(1).first(), 8, &guard), Some(&1));
+    guard.quiesce();
+    grace.collect();
+    assert_eq!(grace.backlog(), 0);
+}
+
+#[test]
+fn ports_give_back_all_they_took() {
+    for all_go_before_the_map in [true, false] {
+        let kept = kept_by(|| {
+            let grace = Grace::new();
+            let map = PortMap::new(grace.clone());
+            for first in [0, 0x60, 0xfff8] {
+                let range = PortRange::sized(first, 8).unwrap();
+                map.insert(range, heavy()).unwrap();
+                assert!(map.replace(range, heavy()));
+                assert!(!all_go_before_the_map || map.remove(range));
+            }
+            drop(map);
+            assert_eq!(grace.backlog(), 0, "nobody reads");
+        });
+        assert_eq!(kept, 0);
+    }
+}
+
+struct Dropped(Arc<AtomicU64>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn what_was_found_outlives_its_map() {
+    let (grace, drops) = (Grace::new(), Arc::new(AtomicU64::new(0)));
+    let route = || Dropped(drops.clone());
+    let (range, ports) = (mmio(0x1000, 8), PortRange::sized(0x60, 1).unwrap());
+    let (ranges_map, ports_map) = (RangeMap::new(grace.clone()), PortMap::new(grace.clone()));
+    let pages = PageMap::new(Gfn(0xfff), grace.clone()).unwrap();
+    ranges_map.insert(range, route()).unwrap();
+    ports_map.insert(ports, route()).unwrap();
+    pages
+        .insert(GfnRange::sized(1, 2).unwrap(), &Counted::new(route()))
+        .unwrap();
+    let mut reader = grace.reader();
+    let guard = reader.enter();
+    let found = (
+        ranges_map.find(0x1000, 8, &guard).unwrap(),
+        ports_map.find(0x60, 1, &guard).unwrap(),
+        pages.find(Gfn(1), &guard).unwrap().route().unwrap(),
+    );
+    drop((ranges_map, ports_map, pages));
+    grace.collect();
+    assert_eq!(drops.load(Ordering::Relaxed), 0, "a reader holds them");
+    assert_eq!(
+        [&found.0.0, &found.1.0, &found.2.0].map(Arc::strong_count),
+        [4; 3]
+    );
+    drop(guard);
+    grace.collect();
+    assert_eq!(drops.load(Ordering::Relaxed), 3);
+}
+
+#[test]
+fn pages_give_back_all_they_took() {
+    let kept = kept_by(|| {
+        let grace = Grace::new();
+        let map = PageMap::new(Gfn(0xf_ffff), grace.clone()).unwrap();
+        let route = Counted::new(heavy());
+        for first in [0, 0x1ff, 0x8_0000] {
+            map.insert(GfnRange::sized(first, 0x100).unwrap(), &route)
+                .unwrap();
+        }
+        let mut reader = grace.reader();
+        let guard = reader.enter();
+        let page = map.find(Gfn(0x8_0000), &guard).unwrap();
+        let order = page.lock().expect("not parked");
+        // Its leaf has to stay till the order is free: the map's end is the last occasion.
+        map.remove(GfnRange::sized(0x8_0000, 0x100).unwrap());
+        drop(order);
+        drop(guard);
+        drop(map);
+    });
+    assert_eq!(kept, 0);
+}
