@@ -37,40 +37,83 @@ struct Part {
     name: &'static str,
     package: &'static str,
     files: &'static str,
-    /// The tests of the package that are about it: what the first round runs, besides the unit tests.
-    near: &'static [&'static str],
+    /// The tests that are about it.
+    near: Tests,
 }
+
+/// Tests, besides the unit tests of their packages.
+struct Tests {
+    packages: &'static [&'static str],
+    /// Names of test targets, with wildcards.
+    targets: &'static [&'static str],
+    /// Cases of a property; as many as it asks for, if none.
+    cases: Option<&'static str>,
+    /// Seconds after which a mutant counts as hanging, and so as caught: several times what the tests take on an idle machine.
+    timeout: &'static str,
+}
+
+const fn near(packages: &'static [&'static str], targets: &'static [&'static str]) -> Tests {
+    Tests {
+        packages,
+        targets,
+        cases: Some("64"),
+        timeout: "25",
+    }
+}
+
+/// All that run the code.
+const ALL: Tests = Tests {
+    packages: &["ioreq", "ioreq-core", "ioreq-backends"],
+    targets: &[
+        "slot_*",
+        "ring_*",
+        "request_*",
+        "dispatch_*",
+        "claim_*",
+        "server_*",
+        "vgpu_*",
+        "write_log_*",
+        "*_on_model",
+    ],
+    cases: None,
+    timeout: "120",
+};
+
+const CORE: &[&str] = &["ioreq-core"];
 
 const PARTS: &[Part] = &[
     Part {
         name: "slot",
         package: "ioreq-core",
         files: "ioreq-core/src/slot/**/*.rs",
-        near: &["slot_protocol", "request_edges", "request_properties"],
+        near: near(CORE, &["slot_protocol", "request_*"]),
     },
     Part {
         name: "ring",
         package: "ioreq-core",
         files: "ioreq-core/src/ring/**/*.rs",
-        near: &["ring_consumer"],
+        near: near(CORE, &["ring_consumer"]),
     },
     Part {
         name: "dispatch",
         package: "ioreq-core",
         files: "ioreq-core/src/dispatch/**/*.rs",
-        near: &["dispatch_oracle", "dispatch_ranges", "claim_oracle"],
+        near: near(CORE, &["dispatch_*", "claim_oracle"]),
     },
     Part {
         name: "claim",
         package: "ioreq-core",
         files: "ioreq-core/src/claim/**/*.rs",
-        near: &["claim_oracle"],
+        near: near(
+            &["ioreq-core", "ioreq"],
+            &["claim_oracle", "server_track*", "server_take_over"],
+        ),
     },
     Part {
         name: "shadow",
         package: "ioreq-backends",
         files: "ioreq-backends/src/vgpu/shadow/**/*.rs",
-        near: &[],
+        near: near(&["ioreq-backends"], &["vgpu_pvinfo"]),
     },
 ];
 
@@ -79,13 +122,6 @@ const KEPT: [&str; 3] = ["caught.txt", "timeout.txt", "unviable.txt"];
 
 /// What cargo-mutants is told not to try again.
 const NOT_AGAIN: &str = "mutants.out/previously_caught.txt";
-
-/// The second round's packages: all whose tests run the code.
-const ALL: [&str; 3] = ["ioreq", "ioreq-core", "ioreq-backends"];
-
-/// Seconds after which a mutant counts as hanging, and so as caught, in the first round and in the second. That is several times
-/// what the tests take on an idle machine.
-const TIMEOUTS: [&str; 2] = ["40", "200"];
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -136,8 +172,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         fs::create_dir_all(&output)?;
         absorb(&output)?;
-        for first in [true, false] {
-            round(part, first, &output)?;
+        for tests in [&part.near, &ALL] {
+            round(part, tests, &output)?;
             absorb(&output)?;
         }
         let outcome = outcome(&output).with_context(|| format!("no report for {name}"))?;
@@ -177,25 +213,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// One round: every mutant that no earlier round caught.
-fn round(part: &Part, first: bool, output: &Path) -> Result<()> {
+fn round(part: &Part, tests: &Tests, output: &Path) -> Result<()> {
     let mut command = cargo(&root(), &["mutants", "--package", part.package]);
     command.args(["--file", part.files]).args(NOT_MUTATED);
     command.arg("--output").arg(output);
-    if !first {
-        for package in ALL {
-            command.args(["--test-package", package]);
-        }
+    for package in tests.packages {
+        command.args(["--test-package", package]);
     }
     command
         .args(["--iterate", "--no-shuffle", "--colors", "never"])
-        .args(["--timeout", TIMEOUTS[usize::from(!first)], "--jobs", "1"])
+        .args(["--timeout", tests.timeout, "--jobs", "1"])
         .args(["--", "--lib"]);
-    if first {
-        for test in part.near {
-            command.args(["--test", test]);
-        }
-    } else {
-        command.arg("--tests");
+    for target in tests.targets {
+        command.args(["--test", target]);
+    }
+    if let Some(cases) = tests.cases {
+        command.env("PROPTEST_CASES", cases);
     }
     command
         // Not worth its link time here.
