@@ -52,6 +52,22 @@ struct Tests {
     timeout: &'static str,
 }
 
+impl Tests {
+    fn choose(&self, command: &mut Command) {
+        command.arg("--lib");
+        for target in self.targets {
+            command.args(["--test", target]);
+        }
+        if let Some(cases) = self.cases {
+            command.env("PROPTEST_CASES", cases);
+        }
+        // Not worth its link time here.
+        command
+            .env("CARGO_PROFILE_DEV_DEBUG", "0")
+            .env("CARGO_PROFILE_TEST_DEBUG", "0");
+    }
+}
+
 const fn near(packages: &'static [&'static str], targets: &'static [&'static str]) -> Tests {
     Tests {
         packages,
@@ -214,6 +230,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// One round: every mutant that no earlier round caught.
 fn round(part: &Part, tests: &Tests, output: &Path) -> Result<()> {
+    // cargo-mutants' own trial of the unmutated tree runs the tests of the mutated package alone.
+    let mut trial = cargo(&root(), &["test", "--quiet"]);
+    for package in tests.packages {
+        trial.args(["--package", package]);
+    }
+    tests.choose(&mut trial);
+    succeed(&mut trial)?;
+
     let mut command = cargo(&root(), &["mutants", "--package", part.package]);
     command.args(["--file", part.files]).args(NOT_MUTATED);
     command.arg("--output").arg(output);
@@ -223,17 +247,8 @@ fn round(part: &Part, tests: &Tests, output: &Path) -> Result<()> {
     command
         .args(["--iterate", "--no-shuffle", "--colors", "never"])
         .args(["--timeout", tests.timeout, "--jobs", "1"])
-        .args(["--", "--lib"]);
-    for target in tests.targets {
-        command.args(["--test", target]);
-    }
-    if let Some(cases) = tests.cases {
-        command.env("PROPTEST_CASES", cases);
-    }
-    command
-        // Not worth its link time here.
-        .env("CARGO_PROFILE_DEV_DEBUG", "0")
-        .env("CARGO_PROFILE_TEST_DEBUG", "0");
+        .args(["--baseline", "skip", "--"]);
+    tests.choose(&mut command);
     let status = command.status().context("cannot run cargo mutants")?;
     // 0: all caught; 2: survivors; 3: timeouts. Anything else: it could not do its work.
     match status.code() {
