@@ -145,6 +145,79 @@ fn a_route_is_freed_once_when_its_last_page_and_last_reader_go() {
 }
 
 #[test]
+fn a_leaf_that_leads_nowhere_stays_while_a_reader_may_look_at_it() {
+    let grace = Grace::new();
+    let map = PageMap::new(Gfn(2047), grace.clone()).unwrap();
+    map.insert(pages(0, 1024), &Counted::new(7)).unwrap();
+    let mut reader = grace.reader();
+    let mut guard = reader.enter();
+    assert_eq!(map.remove(pages(1024, 1024)), 0);
+    assert_eq!(grace.backlog(), 0, "nothing was there");
+    assert_eq!(map.remove(pages(0, 512)), 512);
+    grace.collect();
+    assert_eq!(grace.backlog(), 1, "the leaf; its route goes on");
+    guard.quiesce();
+    grace.collect();
+    assert_eq!(grace.backlog(), 0);
+    assert_eq!(
+        map.find(Gfn(512), &guard).and_then(|page| page.route()),
+        Some(&7)
+    );
+}
+
+#[test]
+fn the_peak_is_the_most_there_ever_was() {
+    let map = PageMap::new(Gfn(2047), Grace::new()).unwrap();
+    let route = Counted::new(());
+    let mut seen = Vec::new();
+    assert!(map.is_empty());
+    for (insert, first, len) in [
+        (true, 0, 3),
+        (false, 0, 2),
+        (true, 100, 1),
+        (true, 200, 1),
+        (true, 600, 2),
+        (false, 0, 2048),
+        (true, 0, 1),
+    ] {
+        if insert {
+            map.insert(pages(first, len), &route).unwrap();
+        } else {
+            map.remove(pages(first, len));
+        }
+        assert_eq!(map.is_empty(), map.len() == 0);
+        seen.push((map.len(), map.peak()));
+    }
+    assert_eq!(
+        seen,
+        [(3, 3), (1, 3), (2, 3), (3, 3), (5, 5), (0, 5), (1, 5)]
+    );
+}
+
+#[test]
+fn a_page_is_parked_only_between_park_and_unpark() {
+    let grace = Grace::new();
+    let map = PageMap::new(Gfn(2047), grace.clone()).unwrap();
+    map.insert(pages(5, 2), &Counted::new(())).unwrap();
+    let mut reader = grace.reader();
+    let guard = reader.enter();
+    let page = map.find(Gfn(5), &guard).unwrap();
+    assert!(!map.is_parked(Gfn(5), &guard));
+    assert!(!map.park(Gfn(4)), "not tracked");
+    let order = page.lock().unwrap();
+    assert!(!map.park(Gfn(5)), "a write is being served");
+    assert!(!map.is_parked(Gfn(5), &guard));
+    drop(order);
+    assert!(map.park(Gfn(5)));
+    assert!(map.is_parked(Gfn(5), &guard));
+    assert!(page.lock().is_err());
+    assert!(!map.is_parked(Gfn(6), &guard) && !map.is_parked(Gfn(4), &guard));
+    map.unpark(Gfn(5));
+    assert!(!map.is_parked(Gfn(5), &guard));
+    assert!(page.lock().is_ok());
+}
+
+#[test]
 fn a_route_that_gets_more_pages_later_is_freed_with_its_last() {
     let grace = Grace::new();
     let map = PageMap::new(Gfn(2047), grace.clone()).unwrap();
