@@ -120,10 +120,7 @@ const PARTS: &[Part] = &[
         name: "claim",
         package: "ioreq-core",
         files: "ioreq-core/src/claim/**/*.rs",
-        near: near(
-            &["ioreq-core", "ioreq"],
-            &["claim_oracle", "server_track*", "server_take_over"],
-        ),
+        near: near(CORE, &["claim_oracle"]),
     },
     Part {
         name: "shadow",
