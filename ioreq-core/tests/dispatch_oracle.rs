@@ -195,6 +195,30 @@ fn the_peak_is_the_most_there_ever_was() {
 }
 
 #[test]
+fn neighbours_are_one_range_whatever_they_lead_to_and_whichever_leaf_they_are_in() {
+    let map = PageMap::new(Gfn(4095), Grace::new()).unwrap();
+    for (first, len) in [
+        (510, 1),
+        (511, 1),
+        (512, 512),
+        (1024, 3),
+        (1028, 1),
+        (4095, 1),
+    ] {
+        map.insert(pages(first, len), &Counted::new(first)).unwrap();
+    }
+    let all = [pages(510, 517), pages(1028, 1), pages(4095, 1)];
+    assert_eq!(map.ranges(), all);
+    assert_eq!(map.ranges_in(pages(0, 4096)), all);
+    assert_eq!(map.ranges_in(pages(511, 2)), [pages(511, 2)]);
+    assert_eq!(
+        map.ranges_in(pages(1026, 3)),
+        [pages(1026, 1), pages(1028, 1)]
+    );
+    assert_eq!(map.ranges_in(pages(2000, 100)), []);
+}
+
+#[test]
 fn a_page_is_parked_only_between_park_and_unpark() {
     let grace = Grace::new();
     let map = PageMap::new(Gfn(2047), grace.clone()).unwrap();

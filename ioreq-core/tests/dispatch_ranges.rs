@@ -201,6 +201,38 @@ fn one_range_may_be_all_of_the_space() {
 }
 
 /// Two ranges with equal routes side by side are still two: an access that lies in neither is nobody's.
+/// Below 2^40 an index leads to ranges, above a list.
+#[test]
+fn ranges_at_the_border_of_the_index_hide_nobody() {
+    const BORDER: u64 = 1 << 40;
+    let others = [BORDER - 0x100, BORDER + 0x100, BORDER << 1];
+    for last in BORDER - 2..BORDER + 3 {
+        for len in [1, 2, 4] {
+            let grace = Grace::new();
+            let map = RangeMap::new(grace.clone());
+            let mut reader = grace.reader();
+            let guard = reader.enter();
+            for other in others {
+                map.insert(MmioRange::sized(other, 8).unwrap(), other)
+                    .unwrap();
+            }
+            let first = last + 1 - len;
+            let range = MmioRange::sized(first, len).unwrap();
+            let found = |addr| map.find(addr, 1, &guard).copied();
+            map.insert(range, first).unwrap();
+            for addr in BORDER - 8..BORDER + 8 {
+                let here = (first..=last).contains(&addr).then_some(first);
+                assert_eq!(found(addr), here, "{addr:#x} with {range}");
+            }
+            assert_eq!(map.find(first, len, &guard), Some(&first));
+            assert_eq!(others.map(found), others.map(Some), "with {range}");
+            assert!(map.remove(range));
+            assert_eq!(found(first).or(found(last)), None);
+            assert_eq!(others.map(found), others.map(Some), "without {range}");
+        }
+    }
+}
+
 #[test]
 fn neighbours_do_not_merge() {
     let grace = Grace::new();
