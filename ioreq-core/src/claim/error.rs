@@ -81,3 +81,19 @@ impl From<MarkError> for Error {
         err.error
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Op;
+    use std::error::Error as _;
+
+    #[test]
+    fn the_cause_is_the_systems_error() {
+        let from_xen = MarkError::new(Error::from_errno(Op::SetMemType, libc::ENOMEM));
+        let cause = from_xen.source().expect("Xen said so").to_string();
+        assert!(cause.contains("os error 12"), "{cause}");
+        let ours = MarkError::new(Error::new(Op::Mark, ErrorKind::WrongState));
+        assert!(ours.source().is_none());
+    }
+}

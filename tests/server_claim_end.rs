@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The end of a claim on the model: what is still possible while it is being given up, and after.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, PoisonError};
+
+use ioreq::claim::{PageState, PageTracker};
+use ioreq::handler::{Context, PageHandler, PageOutcome, PageWrite};
+use ioreq::server::IoreqServer;
+use ioreq::sim::{DomainConfig, Machine};
+use ioreq::{ErrorKind, Gfn, GfnRange, P2mType, VcpuId};
+
+struct Apply;
+
+impl PageHandler for Apply {
+    fn write(&self, _: &Context<'_>, _: &PageWrite<'_>) -> PageOutcome {
+        PageOutcome::Apply
+    }
+}
+
+/// Says that it was called, and goes on when told to.
+struct Held {
+    called: Sender<()>,
+    go_on: Mutex<Receiver<()>>,
+}
+
+impl PageHandler for Held {
+    fn write(&self, _: &Context<'_>, _: &PageWrite<'_>) -> PageOutcome {
+        self.called.send(()).expect("the test listens");
+        let go_on = self.go_on.lock().unwrap_or_else(PoisonError::into_inner);
+        go_on.recv().expect("the test says so");
+        PageOutcome::Apply
+    }
+}
+
+fn page(gfn: u64) -> GfnRange {
+    Gfn(gfn).into()
+}
+
+#[test]
+fn a_claim_that_is_being_dropped_waits_for_writes_and_takes_no_pages() {
+    let domain = Machine::new().create_domain(DomainConfig::new(1)).unwrap();
+    let server = IoreqServer::builder(domain.hypervisor()).build().unwrap();
+    let claim = server.claim_mem_type().unwrap();
+    let tracker = claim.tracker("test");
+    let (called, calls) = channel();
+    let (release, go_on) = channel();
+    let go_on = Mutex::new(go_on);
+    tracker
+        .track(page(0x10), Arc::new(Held { called, go_on }))
+        .unwrap();
+    tracker.track(page(0x20), Arc::new(Apply)).unwrap();
+    let running = server.start().unwrap();
+    let guest = domain.spawn(VcpuId(0), |cpu| {
+        cpu.store64(0x1_0000, 7)?;
+        cpu.load64(0x1_0000)
+    });
+    let guest = guest.unwrap();
+    calls.recv().unwrap();
+
+    let dropped = std::thread::spawn(move || drop(claim));
+    // The claim's end waits for the write, which waits for us.
+    while tracker.state(Gfn(0x10)) == PageState::Tracked {
+        std::thread::yield_now();
+    }
+    assert_eq!(tracker.state(Gfn(0x10)), PageState::Leaving);
+    assert_eq!(domain.mem_type(Gfn(0x10)), Some(P2mType::IoreqServer));
+    for gfn in [0x10, 0x20, 0x30] {
+        let late = tracker.track(page(gfn), Arc::new(Apply)).unwrap_err();
+        assert_eq!(late.kind(), ErrorKind::WrongState, "{late}");
+        assert_eq!(late.untouched, [page(gfn)]);
+    }
+    assert_eq!(domain.mem_type(Gfn(0x30)), Some(P2mType::RamRw));
+
+    release.send(()).unwrap();
+    dropped.join().unwrap();
+    assert_eq!(guest.join().unwrap(), 7);
+    for gfn in [0x10, 0x20] {
+        assert_eq!(tracker.state(Gfn(gfn)), PageState::Untracked);
+        assert_eq!(domain.mem_type(Gfn(gfn)), Some(P2mType::RamRw));
+    }
+    running.stop().unwrap();
+}
+
+#[test]
+fn the_type_can_be_claimed_and_used_again() {
+    let domain = Machine::new().create_domain(DomainConfig::new(1)).unwrap();
+    let server = IoreqServer::builder(domain.hypervisor()).build().unwrap();
+    let tracker = {
+        let claim = server.claim_mem_type().unwrap();
+        let tracker = claim.tracker("first");
+        tracker.track(page(0x10), Arc::new(Apply)).unwrap();
+        tracker
+    };
+    for result in [
+        tracker.untrack(page(0x10)),
+        tracker.replace(page(0x10), Arc::new(Apply)),
+        tracker.adopt(page(0x10), Arc::new(Apply)),
+    ] {
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::WrongState);
+    }
+    let claim = server.claim_mem_type().unwrap();
+    let second = claim.tracker("second");
+    second.track(page(0x10), Arc::new(Apply)).unwrap();
+    assert_eq!(domain.mem_type(Gfn(0x10)), Some(P2mType::IoreqServer));
+    assert_eq!(claim.marked_pages(), 1);
+    drop(claim);
+    assert_eq!(domain.mem_type(Gfn(0x10)), Some(P2mType::RamRw));
+}
