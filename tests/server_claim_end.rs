@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use ioreq::claim::{PageState, PageTracker};
 use ioreq::handler::{Context, PageHandler, PageOutcome, PageWrite};
@@ -33,6 +34,10 @@ impl PageHandler for Held {
         go_on.recv().expect("the test says so");
         PageOutcome::Apply
     }
+}
+
+fn pages(first: u64, len: u64) -> GfnRange {
+    GfnRange::sized(first, len).unwrap()
 }
 
 fn page(gfn: u64) -> GfnRange {
@@ -82,6 +87,26 @@ fn a_claim_that_is_being_dropped_waits_for_writes_and_takes_no_pages() {
         assert_eq!(domain.mem_type(Gfn(gfn)), Some(P2mType::RamRw));
     }
     running.stop().unwrap();
+    assert_eq!(tracker.stats().writes, 1);
+}
+
+/// What leaves and is wanted again, from the first frame on.
+#[test]
+fn pages_that_leave_are_taken_back_with_those_beside_them() {
+    let domain = Machine::new().create_domain(DomainConfig::new(1)).unwrap();
+    let server = IoreqServer::builder(domain.hypervisor()).build().unwrap();
+    let claim = server.claim_mem_type().unwrap();
+    let tracker = claim.tracker("test");
+    for (first, len) in [(0, 2), (4, 1)] {
+        tracker.track(pages(first, len), Arc::new(Apply)).unwrap();
+        tracker.untrack(pages(first, len)).unwrap();
+    }
+    tracker.track(pages(0, 8), Arc::new(Apply)).unwrap();
+    assert_eq!(claim.settle(Duration::from_secs(5)).unwrap().unmarked, 0);
+    for gfn in 0..8 {
+        assert_eq!(tracker.state(Gfn(gfn)), PageState::Tracked);
+        assert_eq!(domain.mem_type(Gfn(gfn)), Some(P2mType::IoreqServer));
+    }
 }
 
 #[test]
@@ -105,7 +130,17 @@ fn the_type_can_be_claimed_and_used_again() {
     let second = claim.tracker("second");
     second.track(page(0x10), Arc::new(Apply)).unwrap();
     assert_eq!(domain.mem_type(Gfn(0x10)), Some(P2mType::IoreqServer));
-    assert_eq!(claim.marked_pages(), 1);
+    second.track(pages(0x20, 3), Arc::new(Apply)).unwrap();
+    // No worker takes part: they leave, and are taken back, by the claim's own doing.
+    second.untrack(pages(0x20, 2)).unwrap();
+    assert_eq!(second.state(Gfn(0x20)), PageState::Leaving);
+    assert_eq!(claim.unmark_report().unmarked, 1, "the first claim's page");
+    second.track(page(0x20), Arc::new(Apply)).unwrap();
+    assert_eq!(second.state(Gfn(0x20)), PageState::Tracked);
+    assert_eq!(claim.settle(Duration::from_secs(5)).unwrap().unmarked, 2);
+    assert_eq!(claim.unmark_report().unmarked, 2);
+    assert_eq!(second.state(Gfn(0x21)), PageState::Untracked);
+    assert_eq!((claim.marked_pages(), claim.marked_pages_peak()), (3, 4));
     drop(claim);
     assert_eq!(domain.mem_type(Gfn(0x10)), Some(P2mType::RamRw));
 }

@@ -296,6 +296,10 @@ fn a_failure_in_the_middle_says_what_became_of_every_page() {
     rig.claim.settle(Duration::from_secs(5)).unwrap();
     assert_eq!(rig.domain.mem_type(Gfn(0xe00)), Some(P2mType::RamRw));
     assert_eq!(rig.claim.marked_pages(), 0x800);
+    let again = Arc::<Answer>::clone(&handler);
+    rig.tracker
+        .track(pages(0xe00, 1), again)
+        .expect("unmarked, and so known again");
     running.stop().unwrap();
 }
 

@@ -290,12 +290,12 @@ fn a_leaf_with_a_held_order_stays_so_that_a_page_never_has_two_orders() {
 fn a_leaf_that_could_not_go_goes_with_a_later_change() {
     let grace = Grace::new();
     let map = PageMap::new(Gfn(2047), grace.clone()).unwrap();
-    map.insert(pages(7, 1), &Counted::new(1)).unwrap();
+    map.insert(pages(519, 1), &Counted::new(1)).unwrap();
     map.insert(pages(1024, 1), &Counted::new(2)).unwrap();
     let mut reader = grace.reader();
     let guard = reader.enter();
-    let order = map.find(Gfn(7), &guard).unwrap().lock().unwrap();
-    assert_eq!(map.remove(pages(0, 512)), 1);
+    let order = map.find(Gfn(519), &guard).unwrap().lock().unwrap();
+    assert_eq!(map.remove(pages(512, 512)), 1);
     assert_eq!(map.leaf_bytes(), 2 * 4608, "an order in it is held");
     drop(order);
     assert_eq!(map.remove(pages(1024, 1)), 1);

@@ -154,6 +154,20 @@ fn a_waiting_request_is_answered_while_its_page_is_marked() {
 }
 
 #[test]
+fn a_page_in_service_is_waited_for_although_another_one_leaves_the_batch() {
+    for busy in [Look::Serving(Gfn(6)), Look::Answered(Gfn(6))] {
+        let world = World::of(pages(5, 3)).sees([vec![Look::Waiting(Gfn(5)), busy]]);
+        let mut unmarker = Unmarker::default();
+        unmarker.push(pages(5, 3));
+        assert_eq!(unmarker.step(&world), Step::Waiting);
+        assert_eq!(*world.graces.borrow(), 0, "6 is not at rest");
+        assert_eq!(*world.parked.borrow(), BTreeSet::from([6, 7]));
+        settle(&mut unmarker, &world);
+        assert_eq!(unmarker.unmarked(), 3);
+    }
+}
+
+#[test]
 fn a_request_after_the_grace_period_keeps_its_page_marked() {
     let world = World::of(pages(5, 1)).sees([vec![], vec![Look::Waiting(Gfn(5))]]);
     let mut unmarker = Unmarker::default();
