@@ -130,8 +130,12 @@ const PARTS: &[Part] = &[
     },
 ];
 
-/// Reports whose lines are final: a mutant that one round caught, under which tests hang, or that does not compile.
-const KEPT: [&str; 3] = ["caught.txt", "timeout.txt", "unviable.txt"];
+/// Reports whose lines are final: a mutant that one round caught, under which tests hang, that does not compile, or that is known to
+/// survive.
+const KEPT: [&str; 4] = ["caught.txt", "timeout.txt", "unviable.txt", ACCEPTED];
+
+/// Survivors that the docs give a reason for.
+const ACCEPTED: &str = "accepted.txt";
 
 /// What cargo-mutants is told not to try again.
 const NOT_AGAIN: &str = "mutants.out/previously_caught.txt";
@@ -184,10 +188,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             fs::remove_dir_all(&output)?;
         }
         fs::create_dir_all(&output)?;
-        absorb(&output)?;
+        absorb(&output, &accepted)?;
         for tests in [&part.near, &ALL] {
             round(part, tests, &output)?;
-            absorb(&output)?;
+            absorb(&output, &accepted)?;
         }
         let outcome = outcome(&output).with_context(|| format!("no report for {name}"))?;
         caught += outcome.caught + outcome.timeout;
@@ -254,15 +258,20 @@ fn round(part: &Part, tests: &Tests, output: &Path) -> Result<()> {
     }
 }
 
-/// Keeps what a round, or an interrupted run, found for good: cargo-mutants' own report holds one round only.
-fn absorb(output: &Path) -> Result<()> {
+/// Keeps what a round, or an interrupted run, found for good: cargo-mutants' own report holds one round only. Survivors with a reason
+/// in the docs are not tried again either.
+fn absorb(output: &Path, accepted: &str) -> Result<()> {
     let report = output.join("mutants.out");
     let mut found = String::new();
     for name in KEPT {
+        let mut new = lines(&report.join(name))?;
+        if name == ACCEPTED {
+            new = lines(&report.join("missed.txt"))?;
+            new.retain(|survivor| is_explained(survivor, accepted));
+        }
         let kept = output.join(name);
-        let mut all: BTreeSet<String> = lines(&kept)?;
-        all.extend(lines(&report.join(name))?);
-        let text: String = all.iter().map(|line| format!("{line}\n")).collect();
+        new.extend(lines(&kept)?);
+        let text: String = new.iter().map(|line| format!("{line}\n")).collect();
         fs::write(&kept, &text).with_context(|| format!("{}", kept.display()))?;
         found.push_str(&text);
     }
@@ -275,12 +284,13 @@ fn absorb(output: &Path) -> Result<()> {
 
 /// All rounds of a part together: what was caught once is caught, and the last round says what is not.
 fn outcome(output: &Path) -> Result<Outcome> {
-    let last = output.join("mutants.out");
+    let mut missed = lines(&output.join("mutants.out/missed.txt"))?;
+    missed.extend(lines(&output.join(ACCEPTED))?);
     Ok(Outcome {
         caught: lines(&output.join("caught.txt"))?.len(),
         unviable: lines(&output.join("unviable.txt"))?.len(),
         timeout: lines(&output.join("timeout.txt"))?.len(),
-        missed: lines(&last.join("missed.txt"))?.into_iter().collect(),
+        missed: missed.into_iter().collect(),
     })
 }
 
