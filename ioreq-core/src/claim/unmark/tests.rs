@@ -20,6 +20,8 @@ struct World {
     type_calls: RefCell<u32>,
     fail_grace: RefCell<Option<i32>>,
     not_ram: BTreeSet<u64>,
+    /// Pages whose type cannot be changed now.
+    no_memory: RefCell<BTreeSet<u64>>,
 }
 
 impl World {
@@ -73,6 +75,9 @@ impl UnmarkEnv for World {
         for gfn in pages.iter() {
             if self.not_ram.contains(&gfn.0) {
                 return Err(Error::from_errno(Op::SetMemType, libc::EINVAL));
+            }
+            if self.no_memory.borrow().contains(&gfn.0) {
+                return Err(Error::from_errno(Op::SetMemType, libc::ENOMEM));
             }
             if ty == P2mType::RamRw {
                 assert!(
@@ -290,6 +295,23 @@ fn a_page_that_is_no_ram_does_not_hold_up_its_neighbours() {
         world.leaving.borrow().is_empty(),
         "all three have lost their routes"
     );
+}
+
+#[test]
+fn a_page_whose_mark_stays_keeps_its_route_and_is_tried_again() {
+    let world = World::of(pages(5, 3));
+    world.no_memory.borrow_mut().insert(6);
+    let mut unmarker = Unmarker::default();
+    unmarker.push(pages(5, 3));
+    assert_eq!(unmarker.step(&world), Step::Progress);
+    assert_eq!(*world.marked.borrow(), BTreeSet::from([6]));
+    assert!(world.is_leaving(Gfn(6)), "its writes have to be answered");
+    assert!(world.parked.borrow().is_empty());
+    assert_eq!(unmarker.unmarked(), 2);
+    world.no_memory.borrow_mut().clear();
+    settle(&mut unmarker, &world);
+    assert!(world.marked.borrow().is_empty());
+    assert_eq!(unmarker.unmarked(), 3);
 }
 
 #[test]
