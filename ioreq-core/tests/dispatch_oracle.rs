@@ -185,8 +185,9 @@ fn the_peak_is_the_most_there_ever_was() {
         } else {
             map.remove(pages(first, len));
         }
-        assert_eq!(map.is_empty(), map.len() == 0);
-        seen.push((map.len(), map.peak()));
+        let len = map.len();
+        assert_eq!(map.is_empty(), len == 0);
+        seen.push((len, map.peak()));
     }
     assert_eq!(
         seen,
