@@ -49,7 +49,8 @@
 //! ```
 //!
 //! # Features
-//! `sim` (default): the hypervisor model. `backends` (default): ready-made devices. `xen`: the real hypervisor. `audit`: for
+//! `sim` (default): the hypervisor model. `backends` (default): ready-made devices. `xen`: the real hypervisor. `serde`: saved state can be
+//! written and read. `audit`: for
 //! tests of the framework itself.
 
 pub use ioreq_core::*;

@@ -24,6 +24,7 @@ pub mod ring;
 pub mod routes;
 pub mod server;
 pub mod slot;
+pub mod snapshot;
 pub mod stats;
 
 mod sync;

@@ -115,7 +115,7 @@ fn format() -> Result<()> {
 }
 
 /// The facade's features.
-const FEATURES: [&str; 4] = ["sim", "xen", "backends", "audit"];
+const FEATURES: [&str; 5] = ["sim", "xen", "backends", "audit", "serde"];
 
 /// Every set of the facade's features, and every target with the default set and with all.
 fn clippy() -> Result<()> {

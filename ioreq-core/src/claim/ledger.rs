@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::error::MarkError;
 use super::parts::{Routed, Routes, runs_of, split, tracked_in};
+use super::suspended::{Run, Suspended};
 use super::unmark::{Look, Step, UnmarkEnv, Unmarker};
 use crate::dispatch::{Counted, PageRoute};
 use crate::error::{Error, ErrorKind, Op, Result};
@@ -20,6 +21,8 @@ use crate::sync::atomic::{Ordering, fence};
 
 /// Pages marked by one `set_mem_type`: bounded, so that the hypervisor is never busy for long with one call.
 const MARK_BATCH: u64 = 1024;
+/// Pages with a handler each that are tracked again together.
+const TOGETHER: usize = 1024;
 
 /// What the claim knows of its pages beyond the page map.
 #[derive(Debug, Default)]
@@ -31,6 +34,8 @@ pub(crate) struct Ledger {
     pub(crate) unmarker: Unmarker,
     /// Pages that leave because marking them failed: they may be marked or not.
     unknown: BTreeSet<u64>,
+    /// Pages that are tracked in intention only, while tracking is suspended.
+    suspended: Option<Suspended>,
 }
 
 impl Ledger {
@@ -78,6 +83,116 @@ impl Ledger {
         Ok(())
     }
 
+    /// Open, and pages can be marked.
+    fn marking<H: Hypervisor>(&self, core: &Core<H>) -> Result<()> {
+        self.open(core)?;
+        if self.suspended.is_some() {
+            let err = core.error(Op::Mark, ErrorKind::Busy);
+            return Err(err.about("tracking is suspended: resume it first"));
+        }
+        Ok(())
+    }
+
+    /// Whether there is a claim, and it is not about to end.
+    pub(crate) fn is_claimed(&self) -> bool {
+        self.authority.is_some() && !self.closing
+    }
+
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.suspended.is_some()
+    }
+
+    /// Everything starts to leave, and is remembered. Nothing can be tracked until [`resume`](Self::resume).
+    pub(crate) fn suspend<H: Hypervisor>(&mut self, core: &Core<H>) -> Result<()> {
+        self.marking(core)?;
+        let mut suspended = Suspended::default();
+        for gfn in core.pages.ranges().iter().flat_map(GfnRange::iter) {
+            let route = core.pages.route_of(gfn);
+            if let Some(route) = route.filter(|route| !route.is_leaving()) {
+                suspended.add(gfn, route);
+            }
+        }
+        for (pages, route) in suspended.runs() {
+            self.leave(core, *pages, &leaving_route(route));
+        }
+        self.suspended = Some(suspended);
+        Ok(())
+    }
+
+    /// Tracks again what was tracked when tracking was suspended. If that fails it stays suspended, and what is not tracked yet stays
+    /// remembered.
+    pub(crate) fn resume<H: Hypervisor>(&mut self, core: &Core<H>) -> Result<(), MarkError> {
+        let Some(mut suspended) = self.suspended.take() else {
+            return Ok(());
+        };
+        let result = self.track_again(core, &suspended);
+        let done = match &result {
+            Ok(()) => suspended.runs().map(|(pages, _)| *pages).collect(),
+            Err(err) => err.done.clone(),
+        };
+        for pages in done {
+            free_later(core, suspended.take(pages, None));
+        }
+        if result.is_err() {
+            self.suspended = Some(suspended);
+        }
+        result
+    }
+
+    fn track_again<H: Hypervisor>(
+        &mut self,
+        core: &Core<H>,
+        suspended: &Suspended,
+    ) -> Result<(), MarkError> {
+        let runs: Vec<&Run> = suspended.runs().collect();
+        let mut done = 0;
+        while let Some((pages, route)) = runs.get(done) {
+            // Long runs by themselves, what is between them together: few hypercalls either way.
+            let short = runs.iter().skip(done).take(TOGETHER);
+            let single: Vec<Routed> = short
+                .take_while(|(pages, _)| pages.pages() == 1)
+                .map(|(pages, route)| (Gfn(pages.first()), Arc::clone(route)))
+                .collect();
+            let (count, result) = match single.len() {
+                0 => (1, self.track(core, *pages, route)),
+                count => (count, self.track_each(core, &single)),
+            };
+            if let Err(mut err) = result {
+                let pages = |(pages, _): &&Run| *pages;
+                let before = runs.iter().take(done).map(pages);
+                err.done.splice(0..0, before);
+                let after = runs.iter().skip(done + count).map(pages);
+                err.untouched.extend(after);
+                return Err(err);
+            }
+            done += count;
+        }
+        Ok(())
+    }
+
+    /// What is tracked, or would be if tracking were not suspended, with the name of its tracker; in order.
+    pub(crate) fn tracked<H: Hypervisor>(&self, core: &Core<H>) -> Vec<(Arc<str>, GfnRange)> {
+        let mut tracked = Suspended::default();
+        for gfn in core.pages.ranges().iter().flat_map(GfnRange::iter) {
+            let route = core.pages.route_of(gfn);
+            if let Some(route) = route.filter(|route| !route.is_leaving()) {
+                tracked.add(gfn, route);
+            }
+        }
+        let suspended = self.suspended.iter().flat_map(Suspended::runs);
+        let all = tracked.runs().chain(suspended);
+        let mut all: Vec<_> = all
+            .map(|(pages, route)| (Arc::clone(&route.tracker.name), *pages))
+            .collect();
+        all.sort_by_key(|(_, pages)| pages.first());
+        all
+    }
+
+    /// The claim is gone, and nothing is to be tracked again.
+    pub(crate) fn forget_suspended(&mut self) -> Option<Suspended> {
+        self.suspended.take()
+    }
+
     /// See [`PageTracker::track`](super::PageTracker::track).
     pub(crate) fn track<H: Hypervisor>(
         &mut self,
@@ -110,7 +225,7 @@ impl Ledger {
         routes: Routes<'_>,
     ) -> Result<(), MarkError> {
         let refused = |err| untouched(err, runs.iter().copied());
-        self.open(core).map_err(refused)?;
+        self.marking(core).map_err(refused)?;
         let mut parts = Vec::new();
         for run in runs {
             parts.extend(split(core, *run, routes).map_err(refused)?);
@@ -146,7 +261,7 @@ impl Ledger {
         pages: GfnRange,
         route: &Arc<Counted<PageRoute>>,
     ) -> Result<()> {
-        self.open(core)?;
+        self.marking(core)?;
         core.pages.insert(pages, route)?;
         // SeqCst: as at the end of `track_runs`.
         fence(Ordering::SeqCst);
@@ -234,6 +349,11 @@ impl Ledger {
         route: &Arc<Counted<PageRoute>>,
     ) -> Result<()> {
         self.open(core)?;
+        let suspended = self.suspended.as_mut();
+        if let Some(old) = suspended.and_then(|suspended| suspended.replace(pages, route)) {
+            free_later(core, old);
+            return Ok(());
+        }
         let tracked = |gfn| {
             let old = core.pages.route_of(gfn);
             old.is_some_and(|old| !old.is_leaving() && old.is_of(&route.tracker))
@@ -254,6 +374,9 @@ impl Ledger {
         leaving: &Arc<Counted<PageRoute>>,
     ) -> Result<()> {
         self.open(core)?;
+        if let Some(suspended) = &mut self.suspended {
+            free_later(core, suspended.take(pages, Some(&leaving.tracker)));
+        }
         for run in core.pages.ranges_in(pages) {
             for tracked in tracked_in(core, run, Some(&leaving.tracker)) {
                 self.leave(core, tracked, leaving);
@@ -310,6 +433,13 @@ fn leaving_route(route: &PageRoute) -> Arc<Counted<PageRoute>> {
         fallback: route.fallback,
         tracker,
     })
+}
+
+/// Frees routes where their handlers' end may untrack pages: not under the ledger's lock.
+fn free_later<H: Hypervisor>(core: &Core<H>, routes: Vec<Run>) {
+    if !routes.is_empty() {
+        core.grace.retire(move || drop(routes));
+    }
 }
 
 fn untouched(err: Error, pages: impl IntoIterator<Item = GfnRange>) -> MarkError {

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::Tracker;
+use super::{MarkError, Tracker};
 use crate::dispatch::TrackerShared;
 use crate::error::{ErrorKind, Op, Result};
 use crate::handler::scope;
@@ -103,6 +103,80 @@ impl<H: Hypervisor> MemTypeClaim<H> {
             return Err(core.error(Op::Unmark, ErrorKind::WouldDeadlock));
         }
         Ok(core.settle(bound))
+    }
+
+    /// Suspends tracking: unmarks all pages by the safe protocol, for at most `bound`, and remembers them with their handlers. For
+    /// what cannot be had while pages are marked: Xen does not turn log-dirty mode on then (EBUSY), and lets no page be marked
+    /// while it is on, so a live migration begins with this. Requests are served as before, by workers or by this call.
+    ///
+    /// When nothing is left ([`marked_pages`](Self::marked_pages) is 0), log-dirty mode can be turned on; else call it again,
+    /// or [`resume`](Self::resume). Until then nothing can be tracked (`Busy`); what is untracked is forgotten.
+    ///
+    /// ```
+    /// use ioreq_core::{ErrorKind, Gfn, server::IoreqServer};
+    /// use ioreq_core::claim::PageTracker;
+    /// use ioreq_sim::{DomainConfig, Machine};
+    /// # use ioreq_core::handler::{Context, PageHandler, PageOutcome, PageWrite};
+    /// # struct Watch;
+    /// # impl PageHandler for Watch {
+    /// #     fn write(&self, _: &Context<'_>, _: &PageWrite<'_>) -> PageOutcome {
+    /// #         PageOutcome::Apply
+    /// #     }
+    /// # }
+    /// # use std::{sync::Arc, time::Duration};
+    ///
+    /// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+    /// let server = IoreqServer::builder(domain.hypervisor()).build()?;
+    /// let claim = server.claim_mem_type()?;
+    /// let tracker = claim.tracker("watch");
+    /// tracker.track(Gfn(0x10).into(), Arc::new(Watch))?;
+    ///
+    /// assert_eq!(domain.set_log_dirty(true).unwrap_err().kind(), ErrorKind::Busy);
+    /// claim.suspend(Duration::from_secs(5))?;
+    /// domain.set_log_dirty(true)?;
+    /// server.set_dirty_logging(true)?;
+    /// // … the migration fails after all
+    /// server.set_dirty_logging(false)?;
+    /// domain.set_log_dirty(false)?;
+    /// claim.resume()?;
+    /// assert_eq!(claim.marked_pages(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `WouldDeadlock` from a handler.
+    pub fn suspend(&self, bound: Duration) -> Result<UnmarkReport> {
+        let core = self.core();
+        if scope::in_handler() {
+            return Err(core.error(Op::Unmark, ErrorKind::WouldDeadlock));
+        }
+        let mut ledger = core.ledger();
+        if !ledger.is_suspended() {
+            ledger.suspend(core)?;
+        }
+        drop(ledger);
+        core.wake_control();
+        Ok(core.settle_all(bound))
+    }
+
+    /// Tracks all pages again that were tracked when tracking was [suspended](Self::suspend), with the same handlers. The guest
+    /// may have written to them meanwhile: what a handler derives from its pages it has to read again, after this.
+    ///
+    /// # Errors
+    /// As [`PageTracker::track`](super::PageTracker::track), `WrongState` while log-dirty mode is on: of what became of every page
+    /// the [`MarkError`] tells. Tracking stays suspended then; call it again.
+    pub fn resume(&self) -> Result<(), MarkError> {
+        let core = self.core();
+        let result = core.ledger().resume(core);
+        core.grace.collect();
+        core.wake_control();
+        result
+    }
+
+    /// Whether tracking is suspended.
+    #[must_use]
+    pub fn is_suspended(&self) -> bool {
+        self.core().ledger().is_suspended()
     }
 
     /// What has been unmarked so far, without waiting.

@@ -20,6 +20,7 @@ mod error;
 mod ledger;
 mod mem_type;
 mod parts;
+mod suspended;
 mod tracker;
 mod unmark;
 

@@ -167,6 +167,11 @@ impl Dispatcher {
 }
 
 impl Known {
+    /// Every route's name and range, in the order in which they were added.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&Arc<str>, IoRange)> {
+        self.routes.values().map(|route| (&route.name, route.range))
+    }
+
     /// The range of a route.
     pub(crate) fn range(&self, id: RouteId) -> Result<IoRange> {
         self.routes

@@ -95,11 +95,14 @@ impl Pending {
         }
     }
 
-    /// The server ends: answers in the completion's place.
-    pub(crate) fn expire(&self) {
-        if let PendingState::Waiting(resume) = self.swap(PendingState::Closed) {
-            resume(None);
+    /// The server ends: answers in the completion's place. False if the completion was first.
+    pub(crate) fn expire(&self) -> bool {
+        let waiting = self.swap(PendingState::Closed);
+        match waiting {
+            PendingState::Waiting(resume) => resume(None),
+            _ => return false,
         }
+        true
     }
 
     /// How long it has waited, if longer than the handler said.

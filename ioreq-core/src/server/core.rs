@@ -53,7 +53,7 @@ pub(crate) struct Core<H: Hypervisor> {
     pub(crate) id: ServerId,
     pub(crate) pages: PageMap<PageRoute>,
     pub(super) routes: Dispatcher,
-    pub(super) grace: Arc<Grace>,
+    pub(crate) grace: Arc<Grace>,
     pub(super) slots: Arc<Slots>,
     pub(super) ring: Option<BufferedRing>,
     pub(super) vcpus: PerWorker<VcpuState>,
@@ -74,6 +74,12 @@ pub(crate) struct Core<H: Hypervisor> {
     record: Option<Mutex<RecordFile>>,
     /// The server was taken over: its ranges and its claim are Xen's knowledge, not this process's.
     pub(super) inherited: bool,
+    /// Sets of workers.
+    pub(super) running: AtomicU64,
+    /// Nobody takes requests.
+    pub(super) quiesced: AtomicBool,
+    /// The server stays with the hypervisor when this process lets go of it.
+    pub(super) left: AtomicBool,
     ledger: Mutex<Ledger>,
     trackers: Mutex<Vec<Weak<TrackerShared>>>,
 }
@@ -119,6 +125,9 @@ impl<H: Hypervisor> Core<H> {
             clock: Mutex::new(None),
             record: record.map(Mutex::new),
             inherited,
+            running: AtomicU64::new(0),
+            quiesced: AtomicBool::new(false),
+            left: AtomicBool::new(false),
             ledger: Mutex::new(Ledger::default()),
             trackers: Mutex::new(Vec::new()),
         }
@@ -132,6 +141,10 @@ impl<H: Hypervisor> Core<H> {
     fn record(&self) -> Option<MutexGuard<'_, RecordFile>> {
         let record = self.record.as_ref()?;
         Some(record.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn is_recorded(&self) -> bool {
+        self.record.is_some()
     }
 
     /// Written down before claiming, and after disclaiming.
@@ -263,15 +276,38 @@ impl<H: Hypervisor> Core<H> {
         self.unmark_report()
     }
 
-    /// One pass over the groups that no worker is serving.
+    /// As [`settle`](Self::settle), and pages that do not come to rest are tried again until nothing is marked, or the hypervisor
+    /// refuses.
+    pub(crate) fn settle_all(&self, bound: Duration) -> UnmarkReport {
+        let started = Instant::now();
+        let refused = self.ledger().unmarker.refused();
+        loop {
+            let report = self.settle(bound.saturating_sub(started.elapsed()));
+            let in_vain = self.ledger().unmarker.refused() > refused;
+            if self.pages.is_empty() || in_vain || started.elapsed() >= bound {
+                return report;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// One pass over the groups that no worker is serving; none while the server is quiesced.
     pub(super) fn serve_unserved(&self) -> usize {
         let mut served = 0;
         for group in &self.groups {
-            if let Some(mut group) = unserved(group) {
+            if let Some(mut group) = unserved(group)
+                && !self.is_quiesced()
+            {
                 served += group.pass(self);
             }
         }
         served
+    }
+
+    /// Whether nobody may take a request. Under the lock of a group: see [`quiesce`](super::quiesce).
+    pub(super) fn is_quiesced(&self) -> bool {
+        // Relaxed: a group's lock orders it.
+        self.quiesced.load(Ordering::Relaxed)
     }
 
     /// Unmarks everything, then gives the type up.
@@ -284,8 +320,10 @@ impl<H: Hypervisor> Core<H> {
                 counters: PerWorker::new(self.worker_slots()),
             }),
         });
+        let suspended = self.ledger().forget_suspended();
+        drop(suspended);
         self.ledger().untrack_all(self, &leaving);
-        let report = self.settle(bound);
+        let report = self.settle_all(bound);
         let left: u64 = self.pages.len();
         if left > 0 {
             tracing::error!(
@@ -457,6 +495,10 @@ impl<H: Hypervisor> Drop for Core<H> {
                 .get_mut()
                 .unwrap_or_else(PoisonError::into_inner)
                 .close();
+        }
+        // Relaxed: this is the last owner.
+        if self.left.load(Ordering::Relaxed) {
+            return;
         }
         // The claim holds the core, so it is gone by now, and its pages with it.
         match self.hv.destroy_server(self.id) {

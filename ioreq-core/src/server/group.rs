@@ -291,12 +291,23 @@ impl<H: Hypervisor> Group<H> {
 
     /// Answers deferred requests in their completions' place.
     pub(super) fn expire_deferred(&mut self, core: &Core<H>) {
-        for member in &self.service.members {
-            if let Some(pending) = &member.pending {
-                pending.expire();
-            }
-        }
+        self.expire();
         self.pass(core);
+    }
+
+    /// Gives deferred requests up; their number. [`finish_taken`](Self::finish_taken) answers those of several elements.
+    pub(super) fn expire(&mut self) -> u64 {
+        let waiting = self.service.members.iter();
+        let waiting = waiting.filter_map(|member| member.pending.as_ref());
+        let expired = waiting.filter(|pending| pending.expire());
+        expired.count() as u64
+    }
+
+    /// Goes on with requests that were taken, and with the ring, and takes no new one. Gives the number that is not finished.
+    pub(super) fn finish_taken(&mut self, core: &Core<H>) -> usize {
+        self.waker.take();
+        let guard = self.reader.enter();
+        self.service.finish_taken(core, &guard)
     }
 
     /// The server ends: every request that is still suspended is answered by its guard, and its vCPU notified.

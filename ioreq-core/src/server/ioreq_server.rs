@@ -4,10 +4,12 @@
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
 
 use super::builder::Builder;
 use super::core::Core;
 use super::dma::Dma;
+use super::quiesce::Quiesced;
 use super::run::Running;
 use super::subscriber::{Budget, Subscriber};
 use crate::claim::MemTypeClaim;
@@ -65,6 +67,10 @@ impl<H: Hypervisor> IoreqServer<H> {
     pub(super) fn new(core: Arc<Core<H>>) -> Self {
         core.control.set_inline(true);
         IoreqServer { core }
+    }
+
+    pub(super) fn core(&self) -> &Core<H> {
+        &self.core
     }
 
     /// The server's id, as the hypervisor gave it.
@@ -184,6 +190,23 @@ impl<H: Hypervisor> IoreqServer<H> {
     /// When a thread cannot be made.
     pub fn start(&self) -> Result<Running<H>> {
         Running::start(&self.core)
+    }
+
+    /// Brings the server to rest, so that its state can be saved: everything is unmarked by the safe protocol, all that is in
+    /// flight is answered, deferred requests when they are completed, and then no request is taken any more. The calling thread serves
+    /// until then; workers have to be [stopped](Running::stop) before, and devices must not store by [`Dma`].
+    ///
+    /// A live migration comes to this when the domain is suspended already ([`Exit::Shutdown`](super::Exit::Shutdown) with
+    /// `Suspend`): Xen suspends a domain only when its requests are answered, so a server that rests before would be in the way. Its
+    /// pages are unmarked earlier, before log-dirty mode: [`MemTypeClaim::suspend`].
+    ///
+    /// # Errors
+    /// `StillInUse` while workers serve, `Deferred` if pages are marked still when `bound` is over, because the guest keeps writing
+    /// them, `WrongState` if it rests already, `WouldDeadlock` from a handler. The server goes on as before then.
+    /// Requests that are not completed within `bound` are no error: they are answered as if their handler had failed, and
+    /// [counted](Quiesced::expired).
+    pub fn quiesce(&self, bound: Duration) -> Result<Quiesced<H>> {
+        self.core.quiesce(bound)
     }
 
     /// Service inside a user's own `event-manager` EventManager.

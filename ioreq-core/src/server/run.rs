@@ -60,11 +60,18 @@ pub struct Running<H: Hypervisor> {
 impl<H: Hypervisor> Running<H> {
     pub(super) fn start(core: &Arc<Core<H>>) -> Result<Self> {
         let stop = Arc::new(Stop::default());
+        // SeqCst: counted, then looked; pairs with `Core::quiesce`, which sets the flag and then looks at the count.
+        core.running.fetch_add(1, Ordering::SeqCst);
         let mut running = Running {
             core: Arc::clone(core),
             stop,
             threads: Vec::new(),
         };
+        // SeqCst: as above. If it is, dropping `running` ends what has not begun.
+        if core.quiesced.load(Ordering::SeqCst) {
+            let err = core.error(Op::Serve, ErrorKind::WrongState);
+            return Err(err.about("it is at rest: resume it first"));
+        }
         core.control.set_inline(false);
         for index in 0..core.groups.len() {
             running.spawn(
@@ -166,6 +173,15 @@ fn join(thread: JoinHandle<()>) {
 
 impl<H: Hypervisor> Drop for Running<H> {
     fn drop(&mut self) {
+        let core = Arc::clone(&self.core);
+        self.finish();
+        // SeqCst: as in `start`.
+        core.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl<H: Hypervisor> Running<H> {
+    fn finish(&mut self) {
         if scope::in_handler() {
             self.stop.set(Exit::Stopped);
             self.core.wake_all();

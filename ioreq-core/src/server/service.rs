@@ -117,6 +117,17 @@ impl<H: Hypervisor> Service<H> {
         served
     }
 
+    /// What was taken, and what is in the ring; nothing new. Gives the number of requests that are not finished.
+    pub(super) fn finish_taken(&mut self, core: &Core<H>, guard: &ReadGuard<'_>) -> usize {
+        self.refresh_memory(core);
+        core.drain_ring(&*self.memory, guard, self.index);
+        if self.suspended > 0 {
+            self.resume(core, guard);
+            self.report_overruns(core);
+        }
+        self.suspended
+    }
+
     /// The first look at slots that another process served: what it took is served again, what it answered is notified again.
     #[cold]
     fn inherit(&mut self, core: &Core<H>, guard: &mut ReadGuard<'_>) -> usize {

@@ -127,7 +127,9 @@ impl<H: Hypervisor> Subscriber<H> {
     fn settle_down(&mut self) -> bool {
         let mut served = 0;
         for group in &self.core.groups {
-            if let Some(mut group) = unserved(group) {
+            if let Some(mut group) = unserved(group)
+                && !self.core.is_quiesced()
+            {
                 group.unmask();
                 served += group.pass(&self.core);
             }

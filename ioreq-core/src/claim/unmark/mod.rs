@@ -112,6 +112,8 @@ pub(crate) struct Unmarker {
     batch: Option<Batch>,
     unmarked: u64,
     contended: u64,
+    /// Batches that the hypervisor let nobody go on with.
+    refused: u64,
 }
 
 impl Unmarker {
@@ -141,6 +143,11 @@ impl Unmarker {
     /// Of the pages unmarked so far, those that a write was in flight to when they were first to be.
     pub(crate) fn contended(&self) -> u64 {
         self.contended
+    }
+
+    /// Batches that ended with the hypervisor's refusal: to try them again at once is in vain.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused
     }
 
     /// Pages that did not come to rest within the bound, and are still marked.
@@ -299,6 +306,7 @@ impl Unmarker {
 
     /// The hypervisor refuses to go on: for a domain that is gone nothing is left to do; else the pages wait as stubborn.
     fn give_up(&mut self, batch: Batch, kind: ErrorKind, env: &impl UnmarkEnv) -> Step {
+        self.refused += 1;
         for (gfn, member) in batch.pages {
             let gfn = Gfn(gfn);
             if kind == ErrorKind::DomainGone {
