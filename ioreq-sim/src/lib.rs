@@ -117,7 +117,7 @@ pub use hypervisor::SimHypervisor;
 pub use interrupts::Injected;
 pub use machine::{Machine, MachineBuilder};
 pub use raw::RawDmop;
-pub use schedule::{Schedule, ScheduleReport};
+pub use schedule::{Place, Schedule, ScheduleReport};
 pub use servers::pages::RawSlot;
 pub use vcpu::VcpuThread;
 pub use version::XenVersion;

@@ -184,6 +184,53 @@ struct Participant {
     me: usize,
 }
 
+/// A participant's place in a running schedule, for another thread to act in.
+///
+/// For device-model processes that are threads of their own, so that one can be stopped for good in the middle of a step, as
+/// by `kill -9`.
+///
+/// ```
+/// use ioreq_core::{Transport, VcpuId};
+/// use ioreq_sim::{DomainConfig, Machine, Place, Schedule};
+/// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+/// let hv = domain.hypervisor();
+/// let step = || {
+///     let place = Place::current().expect("in a schedule");
+///     std::thread::scope(|scope| {
+///         let process = scope.spawn(|| place.with(|| hv.vcpus()));
+///         process.join().expect("no panic").is_err()
+///     })
+/// };
+/// let guest = |cpu: &mut ioreq_sim::Cpu| cpu.store32(0x1000, 1);
+/// Schedule::new(1).vcpu(&domain, VcpuId(0), guest).run(step)?;
+/// assert!(Place::current().is_none());
+/// # Ok::<(), ioreq_core::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Place(Participant);
+
+impl Place {
+    /// This thread's place, in a schedule.
+    #[must_use]
+    pub fn current() -> Option<Self> {
+        CURRENT.with(|current| current.borrow().clone().map(Place))
+    }
+
+    /// Does `f` in this thread as whoever's place it is, who must wait until it is done.
+    pub fn with<T>(&self, f: impl FnOnce() -> T) -> T {
+        CURRENT.with(|c| c.replace(Some(self.0.clone())));
+        let result = f();
+        CURRENT.with(|c| c.replace(None));
+        result
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Place").field(&self.0.me).finish()
+    }
+}
+
 /// Puts the thread into the schedule until dropped.
 struct Seat(Participant);
 

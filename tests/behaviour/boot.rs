@@ -57,11 +57,16 @@ pub(crate) fn run(boot: &str, rows: &[Row]) -> ExitCode {
             }
         }
     }
-    match rig.left() {
-        Ok(left) if left.is_empty() => println!("RIG: nothing left behind"),
-        left => {
+    // Here and not only at the boot's end: this process still has open what it left open.
+    match rig.leaks() {
+        Ok(leaks) if leaks.left.is_empty() => println!("RIG: clean {leaks}"),
+        Ok(leaks) => {
             failed += 1;
-            println!("RIG: left {left:?}");
+            println!("RIG: leak {leaks}");
+        }
+        Err(err) => {
+            failed += 1;
+            println!("RIG: leak: nobody can tell: {err}");
         }
     }
     if failed == 0 {

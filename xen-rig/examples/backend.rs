@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! The Xen backend on a real Xen, beyond what the behaviour suite asks of every hypervisor: restricted handles, mappings that are
-//! replaced or bounded, domains that leave nothing behind, and servers whose process is killed.
+//! replaced or bounded, domains that leave nothing behind. Servers whose process is killed are `kills.rs`'s.
 //!
-//! Runs in dom0, as root. Without arguments it runs every check; it starts itself again as the process that is killed.
+//! Runs in dom0, as root.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -18,14 +17,13 @@ use ioreq_core::handler::{
     WriteOutcome,
 };
 use ioreq_core::server::{Exit, IoreqServer};
-use ioreq_core::slot::Slots;
 use ioreq_core::{
     BufIoreq, DomId, DomainState, ErrorKind, EventChannels, EvtchnPort, Gfn, GfnRange, GuestMap,
-    LocalPort, MemTypes, MmioRange, PortRange, Transport, VcpuId,
+    LocalPort, MemTypes, MmioRange, Transport,
 };
 use ioreq_xen::{DeviceModel, Handles, XenHypervisor};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
-use xen_rig::{Done, Guest, Instr, Kind, Privcmd, Program};
+use xen_rig::{Done, Guest, Instr, Kind, Leak, Leaks, Privcmd, Program};
 
 type Failure = Box<dyn std::error::Error>;
 type Check = fn(&Arc<Privcmd>) -> Result<(), Failure>;
@@ -37,23 +35,17 @@ const CHECKS: &[(&str, Check)] = &[
     ("ballooned page", ballooned_page),
     ("no zombie", no_zombie),
     ("ownerless pages", ownerless_pages),
-    ("killed", killed),
+    ("leaks are seen", leaks_are_seen),
 ];
 
 /// Guest memory of every domain here: 16 MiB without the VGA window.
 const RAM: [std::ops::Range<u64>; 2] = [0..0xa0, 0xc0..0x1000];
 const MMIO: u64 = 0xe000_0000;
-const PORT: u16 = 0x510;
 /// The tracked page.
 const PAGE: u64 = 0x300;
-const RECORD: &str = "/run-record";
 const BOUND: Duration = Duration::from_secs(30);
 
 fn main() -> Result<(), Failure> {
-    let arguments: Vec<String> = std::env::args().collect();
-    if let [_, role, domid] = arguments.as_slice() {
-        return serve_until_told(DomId(domid.parse()?), role == "take-over");
-    }
     let xen = Arc::new(Privcmd::open()?);
     let mut failed = 0;
     for (name, check) in CHECKS {
@@ -156,10 +148,6 @@ impl PageHandler for Count {
 
 fn mmio() -> MmioRange {
     MmioRange::sized(MMIO, 0x1000).expect("in the address space")
-}
-
-fn ports() -> PortRange {
-    PortRange::sized(PORT, 8).expect("in the address space")
 }
 
 /// The domain is not there any more, not even as a zombie. What goes with it goes in the background.
@@ -385,138 +373,50 @@ fn ownerless_pages(xen: &Arc<Privcmd>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Kills of the server's process, at least.
-const KILLS: u32 = 20;
-/// Stores of each vCPU's program.
-const STORES: u64 = 24;
-
-/// Where a vCPU's store goes.
-fn place(vcpu: u64, at: u64) -> u64 {
-    (PAGE << 12) + 8 * (vcpu * STORES + at)
-}
-
-/// What it stores there.
-fn written(round: u64, vcpu: u64, at: u64) -> u64 {
-    round << 16 | vcpu << 8 | at
-}
-
-/// Two vCPUs write to one tracked page, which is marked and unmarked all the time; the server's process is killed again and again,
-/// and another one takes over.
-fn killed(xen: &Arc<Privcmd>) -> Result<(), Failure> {
-    let (guest, domid) = guest(xen, 2)?;
-    let hv = XenHypervisor::open(domid)?;
-    let mut server = start(domid, "new")?;
-    let mut kills = 0;
-    let mut states = [0; 4];
-    let mut random = 12345_u32;
-    let mut rounds = 0;
-    loop {
-        rounds += 1;
-        let round = rounds;
-        let programs = [0_u64, 1].map(|vcpu| {
-            let stores = (0..STORES).map(|at| store(place(vcpu, at), written(round, vcpu, at)));
-            // A request whose answer is a value: it must come from whichever process is there.
-            let read = Instr::In {
-                port: PORT,
-                width: 4,
-            };
-            stores.chain([read]).collect::<Vec<_>>()
-        });
-        let [first, second] = &programs;
-        let programs = [guest.start(0, first)?, guest.start(1, second)?];
-        if kills < KILLS {
-            random = random.wrapping_mul(1_103_515_245).wrapping_add(12345);
-            std::thread::sleep(Duration::from_millis(u64::from(random >> 16) % 40));
-            server.kill()?;
-            server.wait()?;
-            kills += 1;
-            let slots = Slots::new(hv.ioreq_page(ioreq_core::ServerId(0))?, 2)?;
-            for vcpu in [VcpuId(0), VcpuId(1)] {
-                let state = slots.get(vcpu).map_or(0, |slot| slot.state());
-                states[usize::from(state & 3)] += 1;
-            }
-            server = start(domid, "take-over")?;
-        }
-        for program in &programs {
-            let done = through(program)?;
-            is(
-                "the port",
-                done.last(),
-                Some(&Done::Value(u64::from(PORT) ^ 0xff)),
-            )?;
-        }
-        if kills == KILLS {
-            break;
-        }
-    }
-    println!(
-        "backend: killed {kills} times; slots then (none, ready, in process, answered): {states:?}"
-    );
-    // Closes its input: the process unmarks, gives up and ends.
-    drop(server.stdin.take());
-    holds("the last process ends well", server.wait()?.success())?;
-    for (vcpu, at) in (0..2).flat_map(|vcpu| (0..STORES).map(move |at| (vcpu, at))) {
-        let got: u32 = hv.memory().read_obj(GuestAddress(place(vcpu, at)))?;
-        is(
-            "what the guest wrote",
-            u64::from(got),
-            written(rounds, vcpu, at),
-        )?;
-    }
-    is("the page", hv.marked_pages(frames())?, vec![])?;
-    let info = hv.server_info(ioreq_core::ServerId(0));
-    is(
-        "the server",
-        kind_of("its server", info)?,
-        ErrorKind::NoSuchServer,
-    )?;
-    holds("no record", !std::path::Path::new(RECORD).exists())?;
-    is("the domain", hv.domain_state()?, DomainState::Running)
-}
-
-/// Starts a server's process; returns when it serves.
-fn start(domid: DomId, role: &str) -> Result<Child, Failure> {
-    use std::io::Read as _;
-    let mut child = Command::new("/proc/self/exe")
-        .args([role, &domid.0.to_string()])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()?;
-    let mut out = child.stdout.take().ok_or("no output")?;
-    let mut line = [0; 1];
-    out.read_exact(&mut line)
-        .map_err(|err| format!("the server's process did not come up: {err}"))?;
-    Ok(child)
-}
-
-/// The process that is killed: serves, and marks and unmarks its page, until its input is closed.
-fn serve_until_told(domid: DomId, take_over: bool) -> Result<(), Failure> {
-    use std::io::{Read as _, Write as _};
+/// The check that ends every boot sees a domain, a server, a marked page and an open event channel that are left.
+fn leaks_are_seen(xen: &Arc<Privcmd>) -> Result<(), Failure> {
+    is("before", Leaks::look(xen)?.left, vec![])?;
+    let (guest, domid) = guest(xen, 1)?;
     let hv = Arc::new(XenHypervisor::open(domid)?);
-    let builder = IoreqServer::<XenHypervisor>::builder(hv).identity("the rig's domain");
-    let server = match take_over {
-        true => builder.take_over(RECORD).build()?,
-        false => builder.record(RECORD).build()?,
-    };
-    server.route("port", ports(), Log::default())?;
+    let server = IoreqServer::<XenHypervisor>::builder(Arc::clone(&hv)).build()?;
     let claim = server.claim_mem_type()?;
     let tracker = claim.tracker("page");
-    let count = Arc::new(Count::default());
-    match take_over {
-        true => tracker.adopt(frames(), Arc::clone(&count) as _)?,
-        false => tracker.track(frames(), Arc::clone(&count) as _)?,
-    }
-    let running = server.start()?;
-    std::io::stdout().write_all(b"1")?;
-    std::io::stdout().flush()?;
-    let told = std::thread::spawn(|| std::io::stdin().read_to_end(&mut Vec::new()));
-    while !told.is_finished() {
-        std::thread::sleep(Duration::from_millis(5));
-        tracker.untrack(frames())?;
-        claim.settle(Duration::from_millis(200))?;
-        tracker.track(frames(), Arc::clone(&count) as _)?;
-    }
-    drop((tracker, claim));
-    running.stop()?;
-    Ok(())
+    tracker.track(frames(), Arc::new(Count::default()) as _)?;
+    let found = Leaks::look(xen)?.left;
+    println!("backend: left on purpose: {found:?}");
+    let domid = domid.0;
+    let expected = [
+        Leak::Domain {
+            domid,
+            zombie: false,
+        },
+        Leak::Server {
+            domid,
+            id: server.id().0,
+        },
+        Leak::Marked {
+            domid,
+            first: PAGE,
+            pages: 1,
+        },
+    ];
+    is("found", found.get(..3), Some(&expected[..]))?;
+    let to = |leak: &Leak, open| matches!(leak, Leak::Port { domid: to, bound, .. } if *to == domid && *bound == open);
+    holds(
+        "an open port",
+        found.iter().skip(3).any(|leak| to(leak, true)),
+    )?;
+    // Its mappings keep the domain, and its file descriptors the ports.
+    let memory = hv.memory();
+    memory.read_obj::<u32>(GuestAddress(0x30_0000))?;
+    drop(guest);
+    let found = Leaks::look(xen)?.left;
+    println!("backend: left on purpose: {found:?}");
+    let zombie = Leak::Domain {
+        domid,
+        zombie: true,
+    };
+    is("a zombie", found.first(), Some(&zombie))?;
+    drop((tracker, claim, server, memory, hv));
+    is("after", Leaks::look(xen)?.left, vec![])
 }

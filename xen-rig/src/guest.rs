@@ -14,8 +14,6 @@ use crate::{context, memory};
 
 /// How long a vCPU may take to come up.
 const BOOT: Duration = Duration::from_secs(20);
-/// How long a domain that was destroyed may take to go.
-const GOING: Duration = Duration::from_secs(5);
 /// Between two looks at a vCPU that works.
 const LOOK: Duration = Duration::from_micros(200);
 /// The vector that wakes an idle vCPU.
@@ -191,25 +189,6 @@ impl Drop for Inner {
             // It was never handed out.
             let _gone = domctl::destroy(&self.xen, self.domid);
         }
-    }
-}
-
-/// The domains besides dom0 that are there. One that was destroyed stays until its last page is given up, which is waited for a
-/// moment.
-///
-/// # Errors
-/// Xen's.
-pub fn left(xen: &Privcmd) -> io::Result<Vec<u16>> {
-    let started = Instant::now();
-    loop {
-        let mut found = Vec::new();
-        while let Some(domid) = domctl::next(xen, found.last().map_or(1, |last| last + 1))? {
-            found.push(domid);
-        }
-        if found.is_empty() || started.elapsed() > GOING {
-            return Ok(found);
-        }
-        thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -50,6 +50,8 @@ struct MapArgs {
 pub(crate) const MEMORY_OP: u64 = 12;
 /// `__HYPERVISOR_xen_version`
 const XEN_VERSION: u64 = 17;
+/// `__HYPERVISOR_event_channel_op`
+pub(crate) const EVENT_CHANNEL_OP: u64 = 32;
 /// `__HYPERVISOR_hvm_op`
 pub(crate) const HVM_OP: u64 = 34;
 /// `__HYPERVISOR_domctl`

@@ -13,9 +13,13 @@ mod context;
 mod domctl;
 mod guest;
 mod hypercall;
+mod leaks;
 mod memory;
+mod mortal;
 
 pub use agent::{Done, Instr};
 pub use domctl::{Fate, Kind};
-pub use guest::{Guest, Program, left};
+pub use guest::{Guest, Program};
 pub use hypercall::Privcmd;
+pub use leaks::{Leak, Leaks};
+pub use mortal::{Fuse, KillPoint, Life, Mortal, MortalDevice, MortalEvents, Sigkill};

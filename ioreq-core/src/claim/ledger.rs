@@ -60,6 +60,25 @@ impl Ledger {
         Ok(())
     }
 
+    /// Finishes what a process that died while it was unmarking could not: a write that trapped before its page's type was changed is
+    /// still in its slot, and its vCPU looks at the type once more when it is answered. So its page is marked again; whoever takes
+    /// over finds it as one that was never unmarked. Before anything is served.
+    pub(crate) fn mend<H: Hypervisor>(&self, core: &Core<H>) {
+        let mut written = BTreeSet::new();
+        core.look(&mut |look| {
+            let (Look::Waiting(gfn) | Look::Serving(gfn) | Look::Answered(gfn)) = look;
+            written.insert(gfn.0);
+        });
+        // The dead process's claim is the server's still.
+        let authority = MarkAuthority::new();
+        for gfn in written.into_iter().map(Gfn) {
+            // Refused for the normal cases: a page that is still marked, and an address that is no RAM.
+            let _marked = core
+                .hv
+                .set_mem_type(&authority, P2mType::IoreqServer, gfn.into());
+        }
+    }
+
     /// From now on no page can be tracked.
     pub(crate) fn close(&mut self) {
         self.closing = true;

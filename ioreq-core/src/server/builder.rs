@@ -152,7 +152,8 @@ impl<H: Hypervisor> Builder<H> {
     /// Add the routes again, claim the memory type again and [`adopt`](crate::claim::Tracker::adopt) the pages that are
     /// marked; only then serve. What was under way is served at the first look: requests that the dead process had taken are
     /// served *again* (at least once, so handlers should bear it), answers that it gave but did not notify are notified. A
-    /// write to a marked page that was not adopted is applied as the guest made it. Ranges that are not routed again stay
+    /// write to a marked page that was not adopted is applied as the guest made it. A page that the dead process had just unmarked,
+    /// with a write to it still in its slot, is marked again, so look for marked pages after this is built. Ranges that are not routed again stay
     /// registered, and are answered as nobody's.
     #[must_use]
     pub fn take_over(mut self, path: impl AsRef<Path>) -> Self {
@@ -195,6 +196,9 @@ impl<H: Hypervisor> Builder<H> {
             && let Some(found) = &record
         {
             let core = self.set_up(found.record().server, vcpus, record)?;
+            if core.inherits_claim() {
+                core.ledger().mend(&core);
+            }
             return Ok(IoreqServer::new(Arc::new(core)));
         }
         let hv = Arc::clone(&self.hv);

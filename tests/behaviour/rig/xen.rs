@@ -13,7 +13,7 @@ use std::time::Duration;
 use ioreq_core::hypervisor::SharedPage;
 use ioreq_core::{DomId, Gfn, GfnRange, ServerId, Transport, VcpuId};
 use ioreq_xen::{Handles, XenEvents, XenHypervisor};
-use xen_rig::{Done, Fate, Guest, Instr, Kind, Privcmd, Program};
+use xen_rig::{Done, Fate, Guest, Instr, Kind, Leaks, Privcmd, Program};
 
 use super::{
     Ability, DmOp, Domain, End, Errno, GuestOp, OpResult, Options, Outcome, Rig, Run, Version,
@@ -56,12 +56,12 @@ impl XenRig {
 }
 
 impl XenRig {
-    /// Domains that tests left behind.
+    /// What tests left behind in Xen.
     ///
     /// # Errors
     /// Xen's.
-    pub(crate) fn left(&self) -> io::Result<Vec<u16>> {
-        xen_rig::left(&self.xen)
+    pub(crate) fn leaks(&self) -> io::Result<Leaks> {
+        Leaks::look(&self.xen)
     }
 }
 

@@ -15,16 +15,17 @@ use anyhow::{Context, Result, bail};
 
 use super::cpio::Archive;
 use super::parts::Parts;
+use super::program;
 use crate::run::root;
 
-/// What dom0 does: `/job` is the boot's own script.
+/// What dom0 does: `/job` is the boot's own script, `leaks` says what it left behind.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 insmod /lib/xen-privcmd.ko; insmod /lib/xen-evtchn.ko
 H=/sys/hypervisor
 echo \"RIG: Xen $(cat $H/version/major).$(cat $H/version/minor)$(cat $H/version/extra)\"
-sh /job; echo \"RIG: end $?\"
+sh /job; S=$?; /bin/leaks; echo \"RIG: end $S\"
 poweroff -f
 ";
 
@@ -66,6 +67,9 @@ pub(crate) struct Log {
     /// The hypervisor's version, as it tells it.
     pub(crate) version: String,
     pub(crate) lines: Vec<String>,
+    /// What the job left behind in Xen, and whether anybody could tell.
+    leaks: Vec<String>,
+    clean: bool,
     /// Where all of it is kept.
     pub(crate) path: PathBuf,
 }
@@ -115,6 +119,7 @@ impl<'a> Boot<'a> {
         for module in ["xen-privcmd.ko", "xen-evtchn.ko"] {
             add(&format!("lib/{module}"), &self.parts.modules.join(module))?;
         }
+        add("bin/leaks", &program::example("xen-rig", "leaks")?)?;
         for (name, path) in &self.programs {
             add(&format!("bin/{name}"), path)?;
         }
@@ -152,7 +157,8 @@ impl<'a> Boot<'a> {
         Ok(command)
     }
 
-    /// Boots, runs the job, and listens until the machine stops, or says nothing for `patience`.
+    /// Boots, runs the job, and listens until the machine stops, or says nothing for `patience`. Whoever calls asks
+    /// [`Log::succeeded`], or looks at the end and [`Log::leak`] himself.
     pub(crate) fn run(&self, patience: Duration) -> Result<Log> {
         let mut command = self.qemu()?;
         command.args(["-monitor", "none", "-serial", "stdio"]);
@@ -179,6 +185,8 @@ impl<'a> Boot<'a> {
             end: End::Stopped,
             version: "Xen did not say its version".into(),
             lines: Vec::new(),
+            leaks: Vec::new(),
+            clean: false,
             path,
         };
         loop {
@@ -202,6 +210,7 @@ impl<'a> Boot<'a> {
         child.wait()?;
         drop(lines);
         let _ended = reader.join();
+        println!("{}: {}", log.version, log.left());
         Ok(log)
     }
 
@@ -216,14 +225,103 @@ impl<'a> Boot<'a> {
 }
 
 impl Log {
+    /// Whether the job ended well and left nothing behind.
+    ///
+    /// # Errors
+    /// How it ended, or what is left.
+    pub(crate) fn succeeded(&self) -> Result<()> {
+        if self.end != End::Done(0) {
+            bail!("{}; the log: {}", self.end, self.path.display());
+        }
+        self.leak().map_or(Ok(()), |leak| bail!("{leak}"))
+    }
+
+    /// What a job that ended left behind.
+    pub(crate) fn leak(&self) -> Option<String> {
+        let ended = matches!(self.end, End::Done(_));
+        (ended && (!self.clean || !self.leaks.is_empty())).then(|| self.left())
+    }
+
+    fn left(&self) -> String {
+        match &self.leaks[..] {
+            [] if self.clean => "nothing is left behind".into(),
+            [] => "nobody looked for what is left behind".into(),
+            leaks => format!("LEFT BEHIND: {}", leaks.join("; ")),
+        }
+    }
+
     fn hear(&mut self, line: &str) {
         if let Some(version) = line.strip_prefix("RIG: Xen ") {
             self.version = format!("Xen {version}");
         } else if let Some(status) = line.strip_prefix("RIG: end ") {
             self.end = End::Done(status.trim().parse().unwrap_or(-1));
+        } else if let Some((_, left)) = line.split_once("RIG: leak") {
+            self.leaks.push(left.trim().into());
+        } else if line.contains("RIG: clean ") {
+            self.clean = true;
         } else if line.contains("Panic on CPU") || line.contains("Xen BUG at") {
             self.end = End::XenPanic(line.trim().into());
         }
         self.lines.push(line.into());
+    }
+}
+
+#[cfg(test)]
+impl Log {
+    /// A log of these lines, of a job that ended.
+    pub(crate) fn of(lines: Vec<String>) -> Self {
+        let mut log = Log {
+            end: End::Stopped,
+            version: String::new(),
+            lines: Vec::new(),
+            leaks: Vec::new(),
+            clean: false,
+            path: "log".into(),
+        };
+        for line in lines {
+            log.hear(&line);
+        }
+        log
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(lines: &[&str]) -> Log {
+        Log::of(lines.iter().map(|line| (*line).to_owned()).collect())
+    }
+
+    #[test]
+    fn a_job_that_leaves_something_behind_does_not_succeed() {
+        log(&["RIG: clean nothing", "RIG: end 0"])
+            .succeeded()
+            .unwrap();
+        for lines in [
+            &["RIG: end 0"][..],
+            &[
+                "RIG: clean nothing",
+                "(XEN) xRIG: leak left: domain 1",
+                "RIG: end 0",
+            ],
+            &[
+                "RIG: leak left: domain 1",
+                "RIG: clean nothing",
+                "RIG: end 0",
+            ],
+        ] {
+            let log = log(lines);
+            assert!(log.leak().is_some(), "{lines:?}");
+            assert!(log.succeeded().is_err(), "{lines:?}");
+        }
+        let ended = log(&["RIG: clean nothing", "RIG: end 1"]);
+        assert!(ended.leak().is_none() && ended.succeeded().is_err());
+    }
+
+    #[test]
+    fn a_boot_that_did_not_come_to_its_end_has_no_leaks_to_tell_of() {
+        let panicked = log(&["(XEN) Panic on CPU 0:"]);
+        assert!(panicked.leak().is_none() && panicked.succeeded().is_err());
     }
 }

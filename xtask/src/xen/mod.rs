@@ -16,12 +16,14 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::{Args as ClapArgs, Subcommand};
 
-use boot::{Boot, End};
+use boot::Boot;
 use parts::Parts;
 use release::Release;
 
 /// Of the machine, if nobody says otherwise: the steadiest.
 const PROCESSORS: u8 = 1;
+/// What the backend is tested with, in one boot.
+const BACKEND: &[&str] = &["backend", "kills"];
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -58,8 +60,8 @@ struct Common {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.command {
-        Command::Smoke(common) => program(&Parts::ready(common.release)?, common.smp, "smoke"),
-        Command::Backend(common) => program(&Parts::ready(common.release)?, common.smp, "backend"),
+        Command::Smoke(common) => programs(&Parts::ready(common.release)?, common.smp, &["smoke"]),
+        Command::Backend(common) => programs(&Parts::ready(common.release)?, common.smp, BACKEND),
         Command::Test { common, filter } => {
             let parts = Parts::ready(common.release)?;
             println!("{}", parts.package);
@@ -73,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 pub(crate) fn check() -> Result<()> {
     let all = |parts: &Parts| -> Result<()> {
         suite::run(parts, PROCESSORS, None)?;
-        program(parts, PROCESSORS, "backend")
+        programs(parts, PROCESSORS, BACKEND)
     };
     all(&Parts::ready(Release::V4_17)?)?;
     match Parts::ready(Release::V4_20) {
@@ -85,22 +87,25 @@ pub(crate) fn check() -> Result<()> {
     }
 }
 
-/// Boots, and runs one of the rig's programs to its end.
-fn program(parts: &Parts, smp: u8, name: &str) -> Result<()> {
-    let file = program::example("xen-rig", name)?;
-    let log = Boot::new(parts, smp)
-        .program(name, &file)
-        .job(&format!("/bin/{name}"))
-        .run(Duration::from_secs(120))?;
-    println!("{name}: {}, {}", log.version, log.end);
-    if log.end == End::Done(0) {
-        return Ok(());
+/// Boots, and runs some of the rig's programs to their ends.
+fn programs(parts: &Parts, smp: u8, names: &[&str]) -> Result<()> {
+    let mut boot = Boot::new(parts, smp);
+    for name in names {
+        boot = boot.program(name, &program::example("xen-rig", name)?);
     }
+    let job = names.iter().map(|name| format!("/bin/{name}"));
+    let job: Vec<String> = job.collect();
+    let log = boot.job(&job.join(" && ")).run(Duration::from_secs(120))?;
+    let names = names.join(", ");
+    println!("{names}: {}, {}", log.version, log.end);
+    let Err(why) = log.succeeded() else {
+        return Ok(());
+    };
     let said = log.lines.iter().filter(|line| !line.starts_with("(XEN)"));
     let said: Vec<&str> = said.map(String::as_str).collect();
     let last = said.len().saturating_sub(30);
     bail!(
-        "{name}:\n  {}\nthe log: {}",
+        "{names}: {why}\n  {}\nthe log: {}",
         said[last..].join("\n  "),
         log.path.display()
     );

@@ -19,9 +19,6 @@ use crate::run::root;
 /// How long nothing may be said: longer than any row waits for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// What the suite says when no domain is left at its end.
-const CLEAN: &str = "RIG: nothing left behind";
-
 #[derive(Deserialize)]
 struct File {
     row: Vec<Row>,
@@ -77,11 +74,7 @@ pub(super) fn run(parts: &Parts, smp: u8, filter: Option<&str>) -> Result<()> {
         if !matches!(log.end, End::Done(_)) {
             wrong.push(format!("boot {name}: {}", log.end));
         }
-        if !log.lines.iter().any(|line| line.contains(CLEAN)) {
-            let left = log.lines.iter().find(|line| line.contains("RIG: left "));
-            let what = left.map_or("nobody looked for leaks", String::as_str);
-            wrong.push(format!("boot {name}: {what}"));
-        }
+        wrong.extend(log.leak().map(|leak| format!("boot {name}: {leak}")));
         if name == "plain" {
             wrong.extend(log.lines.iter().filter(|line| is_crash(line)).cloned());
         }
@@ -191,12 +184,7 @@ mod tests {
             "RIG: fail e-f: left: 1",
             "RIG: lack g-h",
         ];
-        let log = Log {
-            end: End::Done(1),
-            version: String::new(),
-            lines: lines.map(str::to_owned).into(),
-            path: "log".into(),
-        };
+        let log = Log::of(lines.map(str::to_owned).into());
         let results = heard(&log);
         assert_eq!(results["a-b"], Fared::Passed);
         assert_eq!(results["c-d"], Fared::Failed("it did not end".into()));
