@@ -249,7 +249,7 @@ impl<H: Hypervisor> Core<H> {
         UnmarkReport {
             unmarked: ledger.unmarker.unmarked(),
             contended: ledger.unmarker.contended(),
-            deferred: ledger.unmarker.stubborn().to_vec(),
+            deferred: ledger.unmarker.stubborn(),
         }
     }
 

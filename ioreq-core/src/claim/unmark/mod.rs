@@ -108,7 +108,7 @@ struct Batch {
 pub(crate) struct Unmarker {
     queue: VecDeque<Work>,
     /// Past the bound of attempts: asked for again by [`Self::retry_stubborn`].
-    stubborn: Vec<GfnRange>,
+    stubborn: Vec<Work>,
     batch: Option<Batch>,
     unmarked: u64,
     contended: u64,
@@ -151,15 +151,17 @@ impl Unmarker {
     }
 
     /// Pages that did not come to rest within the bound, and are still marked.
-    pub(crate) fn stubborn(&self) -> &[GfnRange] {
-        &self.stubborn
+    pub(crate) fn stubborn(&self) -> Vec<GfnRange> {
+        self.stubborn.iter().map(|work| work.pages).collect()
     }
 
     /// Gives stubborn pages another chance.
     pub(crate) fn retry_stubborn(&mut self) {
-        for pages in self.stubborn.drain(..) {
-            self.queue.push_back(Work::new(pages));
-        }
+        let again = self.stubborn.drain(..);
+        self.queue.extend(again.map(|work| Work {
+            attempts: 0,
+            ..work
+        }));
     }
 
     /// One bounded step. Never waits for a vCPU or a worker.
@@ -266,7 +268,7 @@ impl Unmarker {
         if again.attempts < ATTEMPTS {
             self.queue.push_back(again);
         } else {
-            self.stubborn.push(again.pages);
+            self.stubborn.push(again);
         }
     }
 
@@ -316,7 +318,10 @@ impl Unmarker {
             if member.parked {
                 env.unpark(gfn);
             }
-            self.stubborn.push(gfn.into());
+            self.stubborn.push(Work {
+                contended: member.contended,
+                ..Work::new(gfn.into())
+            });
         }
         Step::Progress
     }

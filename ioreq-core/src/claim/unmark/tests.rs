@@ -262,6 +262,7 @@ fn a_tight_writer_is_given_up_on_and_the_rest_goes_through() {
     unmarker.retry_stubborn();
     settle(&mut unmarker, &world);
     assert_eq!((unmarker.unmarked(), unmarker.stubborn().len()), (2, 0));
+    assert_eq!(unmarker.contended(), 1, "however long it took");
 }
 
 #[test]
