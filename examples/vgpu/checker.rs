@@ -2,7 +2,6 @@
 
 //! An independent walk of the guest's tables. It shares no code with the backend: own constants, own decoding, own recursion.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ioreq::GuestRam;
@@ -115,13 +114,10 @@ impl Tally {
         }
     }
 
-    /// Compares bytes that came back with those expected.
-    pub(crate) fn bytes(&self, got: &[u8], expected: &[u8]) {
-        let wrong = got.iter().zip(expected).filter(|(a, b)| a != b).count()
-            + got.len().abs_diff(expected.len());
-        self.bytes
-            .fetch_add(expected.len() as u64, Ordering::Relaxed);
-        self.wrong_bytes.fetch_add(wrong as u64, Ordering::Relaxed);
+    /// Counts bytes that the guest compared, and those of them that were wrong.
+    pub(crate) fn bytes(&self, compared: u64, wrong: u64) {
+        self.bytes.fetch_add(compared, Ordering::Relaxed);
+        self.wrong_bytes.fetch_add(wrong, Ordering::Relaxed);
     }
 
     /// Counts something else that went wrong.
@@ -134,6 +130,3 @@ impl Tally {
         self.wrong_entries.load(Ordering::Relaxed) + self.wrong_bytes.load(Ordering::Relaxed)
     }
 }
-
-/// Shared by the engine's observer and the drivers.
-pub(crate) type SharedTally = Arc<Tally>;

@@ -1,68 +1,56 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Sets everything up and runs it: hypervisor model, server, vGPU, guest drivers.
+//! Sets everything up and runs it: server, vGPU, guest drivers. The same on every hypervisor.
 
-use std::error::Error;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use ioreq::backends::vgpu::{Engine, LinearMap, OutOfSync, Pvinfo, Root, Shadow};
+use ioreq::backends::vgpu::{
+    Engine, FrameMap, HostAddr, LinearMap, OutOfSync, Pvinfo, Root, Shadow,
+};
+use ioreq::hypervisor::Interrupts;
 use ioreq::server::IoreqServer;
-use ioreq::sim::{DomainConfig, Machine, XenVersion};
-use ioreq::{GfnRange, GuestMap, GuestRam, MmioRange, Op, VcpuId};
+use ioreq::{Gfn, GfnRange, GuestMap, GuestRam, MmioRange, Width};
+use vgpu_guest::layout::{APIC, ARENAS, CONTROL, ENGINE, LOCK, MOST_ALIVE, PVINFO, VECTOR};
+use vgpu_guest::{Done, Task};
+use vm_memory::GuestAddress;
 
 use crate::checker::{Page, Tally, walk, walk_directories};
-use crate::driver::{self, APERTURE, Done, ENGINE, PVINFO, Task};
-use crate::frames::Arena;
-use crate::options::{Options, Version};
+use crate::options::{On, Options};
+use crate::platform::{Failure, Platform};
 use crate::report::{Report, cpu_seconds};
-use crate::reserve;
+use crate::witness::{Counted, Seen, Witness};
 
 /// How far host addresses are from guest addresses.
 const DISTANCE: u64 = 0x10_0000_0000;
-/// Frames of memory below the aperture, for what drivers share.
-const LOW: u64 = 0x1000;
-/// First frame of the reservation: behind the aperture.
-const RESERVED: u64 = APERTURE + (1 << 18);
-/// First frame of the drivers' arenas: behind any reservation, beyond 4 GiB, so that both halves of an entry matter.
-const ARENAS: u64 = 1 << 22;
-/// The least frames of an arena, 256 MiB, and what a context may take: half of it in single pages, half in runs of 2 MiB.
-const ARENA: u64 = 1 << 16;
+/// Frames that a context may take of an arena: half of them single pages, half in runs of 2 MiB.
 const PER_CONTEXT: u64 = 2048;
 
-pub(crate) type Failure = Box<dyn Error + Send + Sync>;
-
-pub(crate) fn run(options: &Options, policy: OutOfSync) -> Result<Report, Failure> {
+pub(crate) fn run<P: Platform>(
+    platform: &P,
+    options: &Options,
+    policy: OutOfSync,
+) -> Result<Report, Failure> {
     let cpu_before = cpu_seconds();
-    let version = match options.xen {
-        Version::V4_17 => XenVersion::V4_17,
-        Version::V4_20 => XenVersion::V4_20,
-    };
-    let machine = Machine::builder().version(version).build();
-    let mut config = DomainConfig::new(options.vcpus);
-    config = config.memory(GfnRange::sized(0, LOW)?);
-    let high = (1 << 18) + reserve::frames(options.pages);
-    config = config.memory(GfnRange::sized(APERTURE, high)?);
-    let arenas = u64::from(options.vcpus) * arena_frames(options);
-    config = config.memory(GfnRange::sized(ARENAS, arenas)?);
-    let domain = machine.create_domain(config)?;
-
-    let server = IoreqServer::builder(domain.hypervisor())
+    let server = IoreqServer::<P::Hv>::builder(platform.hypervisor())
         .sample_latency(1)
         .build()?;
     let claim = server.claim_mem_type()?;
-    let tracker = Arc::new(claim.tracker("ppgtt"));
+    let tracker = claim.tracker("ppgtt");
+    let seen = Seen::new(options.vcpus);
+    let witness = Arc::new(Witness::new(tracker.clone(), Arc::clone(&seen)));
     let ram: Arc<dyn GuestRam> = server.hypervisor().memory();
-    let frames = LinearMap::new(Arc::clone(&ram), DISTANCE);
-    let shadow = Shadow::builder(tracker.clone(), Arc::clone(&ram), Arc::new(frames.clone()))
+    let frames = Frames(platform.memory());
+    let shadow = Shadow::builder(witness, Arc::clone(&ram), Arc::new(frames))
         .most_tables(1 << 21)
         .out_of_sync(policy)
         .build()?;
 
     let tally = Arc::new(Tally::default());
-    let engine = engine(&shadow, &frames, &ram, &tally, server.hypervisor().clone())?;
+    let interrupts = Counted::new(Arc::clone(server.hypervisor()));
+    let engine = engine(&shadow, &ram, &tally, interrupts.clone())?;
     let pvinfo = Mutex::new(Pvinfo::new(shadow.clone(), 1));
     server.route("pvinfo", MmioRange::sized(PVINFO, 4096)?, pvinfo)?;
     server.route(
@@ -72,51 +60,25 @@ pub(crate) fn run(options: &Options, policy: OutOfSync) -> Result<Report, Failur
     )?;
     let running = server.start()?;
 
+    // Where drivers meet and lock nobody is.
+    ram.write(
+        GuestAddress(LOCK),
+        &vec![0; usize::try_from(CONTROL - LOCK)?],
+    )?;
     let started = Instant::now();
-    let reserved = if options.pages > 0 {
-        let pages = options.pages;
-        let vcpu = domain.spawn(VcpuId(0), move |cpu| reserve::make(cpu, RESERVED, pages))?;
-        Some(vcpu.join()?)
-    } else {
-        None
+    let reserved = match options.pages {
+        0 => None,
+        pages => Some(platform.reserve(pages)?),
     };
     let tracked_reserved = claim.marked_pages();
-
-    let progress = Arc::new(AtomicU64::new(0));
-    let alive = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
-    let mut vcpus = Vec::new();
-    let arena = arena_frames(options);
-    for vcpu in 0..options.vcpus {
-        let task = Task {
-            vcpu: VcpuId(vcpu),
-            contexts: options.contexts_of(vcpu),
-            submissions: options.submissions_of(vcpu),
-            seed: options
-                .seed
-                .wrapping_mul(1000)
-                .wrapping_add(u64::from(vcpu)),
-            arena: Arena::new(ARENAS + u64::from(vcpu) * arena, arena),
-            ram: Arc::clone(&ram),
-            tally: Arc::clone(&tally),
-            progress: Arc::clone(&progress),
-            alive: Arc::clone(&alive),
-        };
-        vcpus.push(domain.spawn(VcpuId(vcpu), move |cpu| driver::run(cpu, task))?);
-    }
     let bar = bar(options);
-    while vcpus.iter().any(|vcpu| !vcpu.is_finished()) {
-        bar.set_position(progress.load(Ordering::Relaxed));
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let tasks = tasks(options, arena_frames(options, platform.arena()));
+    let driven = Instant::now();
+    let done = platform.drive(&tasks, &|submissions| bar.set_position(submissions))?;
+    let driven = driven.elapsed();
     bar.finish_and_clear();
-    let mut done = Vec::new();
-    for vcpu in vcpus {
-        done.push(vcpu.join()?);
-    }
     if let Some(root) = reserved {
-        domain
-            .spawn(VcpuId(0), move |cpu| reserve::end(cpu, root))?
-            .join()?;
+        platform.unreserve(root)?;
     }
     let seconds = started.elapsed().as_secs_f64();
     let unmarked = claim.settle(Duration::from_secs(30))?;
@@ -131,58 +93,80 @@ pub(crate) fn run(options: &Options, policy: OutOfSync) -> Result<Report, Failur
         tally.wrong("shadow tables left over");
     }
     running.stop()?;
-    if domain.counts().dmop(Op::InjectMsi) != engine.stats().submissions {
+    if interrupts.sent() != engine.stats().submissions {
         tally.wrong("not every command was told by an interrupt");
     }
-    let stats = server.stats();
+    let window_seconds = done
+        .iter()
+        .map(|done| {
+            let tick = driven.as_secs_f64() / done.ticks.max(1) as f64;
+            platform.tick().unwrap_or(tick) * done.window_ticks as f64
+        })
+        .sum();
+    let done = done.iter().fold(Done::default(), |sum, done| sum.and(done));
+    tally.bytes(done.bytes, done.wrong_bytes);
+    if done.wrong > 0 {
+        tally.wrong(&format!("the guest complained {} times", done.wrong));
+    }
     let report = Report {
-        hypervisor: format!(
-            "model of Xen {}",
-            if options.xen == Version::V4_17 {
-                "4.17"
-            } else {
-                "4.20"
-            }
-        ),
+        hypervisor: platform.name(),
         seconds,
         cpu_seconds: cpu_seconds() - cpu_before,
-        stats,
+        stats: server.stats(),
         shadow: shadow.stats(),
         engine: engine.stats(),
-        contexts_alive: alive.1.load(Ordering::Relaxed),
+        contexts_alive: ram.load(GuestAddress(MOST_ALIVE), Width::B8)?,
         tracked: claim.marked_pages(),
         tracked_reserved,
         tracked_peak: claim.marked_pages_peak(),
-        interrupts: domain.counts().dmop(Op::InjectMsi),
+        interrupts: interrupts.sent(),
         handled: tracker.stats().writes,
-        mark_calls: domain.counts().dmop(Op::SetMemType),
-        done: sum(&done),
+        by_vcpu: seen.by_vcpu(),
+        shared: seen.shared(),
+        unmarked,
+        mark_calls: platform.mark_calls(),
+        window_seconds,
+        done,
         tally,
     };
     drop(claim);
     server.destroy().map_err(|err| err.error)?;
-    let leaks = domain.leaks();
-    if !leaks.is_clean() {
-        report.tally.wrong(&format!("left behind: {leaks:?}"));
+    if let Some(left) = platform.left_behind() {
+        report.tally.wrong(&format!("left behind: {left}"));
     }
     Ok(report)
 }
 
-/// Frames of each driver's arena. The first driver has the most contexts.
-fn arena_frames(options: &Options) -> u64 {
-    ARENA.max(u64::from(options.contexts_of(0)) * PER_CONTEXT)
+/// Frames of each driver's arena, `least` at least. The first driver has the most contexts.
+pub(crate) fn arena_frames(options: &Options, least: u64) -> u64 {
+    least.max(u64::from(options.contexts_of(0)) * PER_CONTEXT)
+}
+
+fn tasks(options: &Options, arena: u64) -> Vec<Task> {
+    let task = |vcpu: u32| Task {
+        vcpu: vcpu.into(),
+        vcpus: options.vcpus.into(),
+        contexts: options.contexts_of(vcpu).into(),
+        submissions: options.submissions_of(vcpu),
+        rounds: options.rounds(),
+        after: options.after(),
+        seed: options.seed.wrapping_mul(1000).wrapping_add(vcpu.into()),
+        arena_first: ARENAS + u64::from(vcpu) * arena,
+        arena_frames: arena,
+    };
+    (0..options.vcpus).map(task).collect()
 }
 
 fn engine(
     shadow: &Shadow,
-    frames: &LinearMap,
     ram: &Arc<dyn GuestRam>,
     tally: &Arc<Tally>,
-    interrupts: Arc<ioreq::sim::SimHypervisor>,
+    interrupts: Arc<dyn Interrupts>,
 ) -> Result<Arc<Engine>, Failure> {
     let (watched, tally, guest) = (shadow.clone(), Arc::clone(tally), Arc::clone(ram));
-    let engine = Engine::new(shadow.clone(), Arc::new(frames.clone()), Arc::clone(ram))
-        .interrupt(interrupts, 0xfee0_0000, 0x41)
+    let host = LinearMap::new(Arc::clone(ram), DISTANCE);
+    let engine = Engine::new(shadow.clone(), Arc::new(host), Arc::clone(ram))
+        .interrupt(interrupts, APIC, VECTOR.into())
         .observer(move |id, root| {
             let expected = match root {
                 Root::L4(pml4) => walk(&*guest, pml4.0 << 12),
@@ -211,23 +195,25 @@ fn engine(
     Ok(Arc::new(engine.start()?))
 }
 
+/// The guest's frames at a fixed distance on the host. By the list of what is memory: asking for a page of each 2 MiB would map the
+/// whole aperture, of which little is used.
+struct Frames(Vec<GfnRange>);
+
+impl FrameMap for Frames {
+    fn translate(&self, first: Gfn, frames: u64) -> Option<HostAddr> {
+        let last = Gfn(first.0.checked_add(frames.checked_sub(1)?)?);
+        let inside = |part: &GfnRange| part.contains(first) && part.contains(last);
+        let at = first.start()?.0.checked_add(DISTANCE).map(HostAddr);
+        at.filter(|_| self.0.iter().any(inside))
+    }
+}
+
 fn bar(options: &Options) -> ProgressBar {
-    let bar = ProgressBar::new(options.submissions);
+    if options.hypervisor == On::Xen {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(options.submissions());
     let style =
         ProgressStyle::with_template("{bar:40} {pos}/{len} submissions, {per_sec}, {eta} left");
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-}
-
-fn sum(done: &[Done]) -> Done {
-    done.iter().fold(Done::default(), |sum, one| Done {
-        wide_created: sum.wide_created + one.wide_created,
-        narrow_created: sum.narrow_created + one.narrow_created,
-        streams_created: sum.streams_created + one.streams_created,
-        tables_freed: sum.tables_freed + one.tables_freed,
-        tables_reused: sum.tables_reused + one.tables_reused,
-        moved: sum.moved + one.moved,
-        common_turns: sum.common_turns + one.common_turns,
-        window_writes: sum.window_writes + one.window_writes,
-        window_time: sum.window_time + one.window_time,
-    })
 }

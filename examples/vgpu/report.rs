@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ioreq::backends::vgpu::{EngineStats, ShadowStats};
+use ioreq::claim::UnmarkReport;
 use ioreq::stats::ServerStats;
 use serde_json::json;
+use vgpu_guest::Done;
 
 use crate::checker::Tally;
-use crate::driver::Done;
 use crate::options::Options;
 
 pub(crate) struct Report {
@@ -29,8 +30,15 @@ pub(crate) struct Report {
     pub(crate) interrupts: u64,
     /// Trapped writes that reached a table's handler.
     pub(crate) handled: u64,
-    /// Hypercalls that marked or unmarked pages.
-    pub(crate) mark_calls: u64,
+    /// Trapped writes of each vCPU that reached a table's handler.
+    pub(crate) by_vcpu: Vec<u64>,
+    /// Of those, writes to pages that another vCPU writes, too.
+    pub(crate) shared: u64,
+    pub(crate) unmarked: UnmarkReport,
+    /// Hypercalls that marked or unmarked pages, where they are counted.
+    pub(crate) mark_calls: Option<u64>,
+    /// How long the windows' writes took the vCPUs.
+    pub(crate) window_seconds: f64,
     pub(crate) done: Done,
     pub(crate) tally: Arc<Tally>,
 }
@@ -80,7 +88,21 @@ impl Report {
         );
         println!(
             "tracked      {} pages now, {} at the peak, {} reserved; {} set_mem_type calls",
-            self.tracked, self.tracked_peak, self.tracked_reserved, self.mark_calls
+            self.tracked,
+            self.tracked_peak,
+            self.tracked_reserved,
+            self.mark_calls
+                .map_or("uncounted".into(), |calls| calls.to_string())
+        );
+        println!(
+            "shared       {} rounds; trapped writes by vCPU {:?}, {} of them to pages that several write",
+            done.rounds / 2,
+            self.by_vcpu,
+            self.shared
+        );
+        println!(
+            "unmarked     {} pages, {} of them while the guest wrote to them",
+            self.unmarked.unmarked, self.unmarked.contended
         );
         println!(
             "out of sync  {} tables, read {} times; tracked again {} times, {} in vain; {} traps avoided",
@@ -93,7 +115,7 @@ impl Report {
         println!(
             "windows      {} entries led elsewhere in {:.2} s of the vCPUs' time, {:.0} ns each",
             done.window_writes,
-            done.window_time.as_secs_f64(),
+            self.window_seconds,
             self.window_ns()
         );
         println!(
@@ -146,8 +168,8 @@ impl Report {
             "windows      {:.0} ns an entry instead of {:.0}, {:.2} s of the vCPUs' time instead of {:.2}",
             self.window_ns(),
             without.window_ns(),
-            self.done.window_time.as_secs_f64(),
-            without.done.window_time.as_secs_f64()
+            self.window_seconds,
+            without.window_seconds
         );
         println!(
             "time         {:.1} s instead of {:.1}, {:.1} s of CPU time instead of {:.1}",
@@ -157,7 +179,7 @@ impl Report {
 
     /// What the write of a window's entry took its vCPU, in the mean.
     fn window_ns(&self) -> f64 {
-        self.done.window_time.as_secs_f64() * 1e9 / self.done.window_writes.max(1) as f64
+        self.window_seconds * 1e9 / self.done.window_writes.max(1) as f64
     }
 
     /// The report as one object; `before` is the run that it is compared with.
@@ -184,6 +206,11 @@ impl Report {
             "contexts_created": { "l4": self.done.wide_created, "l3": self.done.narrow_created },
             "submissions_l3": self.tally.narrow.load(Ordering::Relaxed),
             "set_mem_type_calls": self.mark_calls,
+            "trapped_writes_by_vcpu": self.by_vcpu,
+            "shared_page_writes": self.shared,
+            "shared_rounds": self.done.rounds / 2,
+            "pages_unmarked": self.unmarked.unmarked,
+            "pages_unmarked_under_fire": self.unmarked.contended,
             "cpu_seconds": self.cpu_seconds,
             "out_of_sync": {
                 "tables": self.shadow.out_of_sync,

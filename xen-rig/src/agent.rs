@@ -9,6 +9,7 @@
 
 use std::ops::Range;
 
+use crate::context::Start;
 use crate::hypercall::Mapping;
 
 std::arch::global_asm!(include_str!("agent.S"));
@@ -23,13 +24,13 @@ unsafe extern "C" {
 /// Frames that are the agent's.
 pub(crate) const FRAMES: Range<u64> = 0x100..0x200;
 /// Where the agent starts.
-pub(crate) const START: u64 = 0x10_0000;
+const START: u64 = 0x10_0000;
 /// The interrupt descriptor table.
-pub(crate) const IDT: u64 = 0x10_2000;
+const IDT: u64 = 0x10_2000;
 /// The global descriptor table.
-pub(crate) const GDT: u64 = 0x10_3000;
+const GDT: u64 = 0x10_3000;
 /// The first of six page tables: the root, a table of 1 GiB entries, four of 2 MiB entries.
-pub(crate) const PML4: u64 = 0x10_4000;
+const PML4: u64 = 0x10_4000;
 /// The mailboxes' frames.
 const MAILBOXES: Range<u64> = 0x110..0x190;
 /// Where a mailbox's records begin.
@@ -37,10 +38,22 @@ const RECORDS: usize = 0x200;
 const RECORD: usize = 64;
 
 /// The mailbox of a vCPU and its size in bytes.
-pub(crate) fn mailbox(vcpu: u32, vcpus: u32) -> (u64, u64) {
+fn mailbox(vcpu: u32, vcpus: u32) -> (u64, u64) {
     let frames = (MAILBOXES.end - MAILBOXES.start) / u64::from(vcpus.max(1));
     let start = MAILBOXES.start + u64::from(vcpu) * frames;
     (start << 12, frames << 12)
+}
+
+/// How a vCPU starts.
+pub(crate) fn start(vcpu: u32, vcpus: u32) -> Start {
+    Start {
+        rip: START,
+        r15: mailbox(vcpu, vcpus).0,
+        cr3: PML4,
+        gdt: GDT,
+        idt: IDT,
+        ..Start::default()
+    }
 }
 
 /// One guest instruction. Addresses are guest-physical; `width` is in bytes: 1, 2, 4 or 8.

@@ -2,8 +2,6 @@
 
 //! The state in which vCPUs start: 64-bit mode, identity mapping, interrupts off (`hvm/save.h`).
 
-use crate::agent::{GDT, IDT, PML4, START};
-
 /// `HVM_SAVE_CODE` and length of a record.
 const END: u16 = 0;
 const CPU: u16 = 2;
@@ -27,6 +25,22 @@ impl Record {
     }
 }
 
+/// What differs between the starts of vCPUs.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Start {
+    pub(crate) rip: u64,
+    pub(crate) rsp: u64,
+    pub(crate) rdi: u64,
+    pub(crate) rsi: u64,
+    pub(crate) r15: u64,
+    /// The root of the page tables.
+    pub(crate) cr3: u64,
+    /// The global descriptor table: code at selector 8, data at 16.
+    pub(crate) gdt: u64,
+    /// The interrupt descriptor table; 0 for none yet.
+    pub(crate) idt: u64,
+}
+
 fn descriptor(code: u16, instance: u16, length: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend(code.to_le_bytes());
@@ -35,20 +49,22 @@ fn descriptor(code: u16, instance: u16, length: u32) -> Vec<u8> {
     bytes
 }
 
-/// `struct hvm_hw_cpu` of a vCPU that starts at the agent, with `r15` as its mailbox.
-fn cpu(mailbox: u64) -> Vec<u8> {
+/// `struct hvm_hw_cpu` of a vCPU.
+fn cpu(start: Start) -> Vec<u8> {
     let mut record = Record(vec![0; 512]); // fpu_regs: not initialised
-    record.u64s(&[0; 15]); // rax to r14
-    record.u64s(&[mailbox]);
-    record.u64s(&[START, 2]); // rip, rflags
+    record.u64s(&[0, 0, 0, 0, 0]); // rax, rbx, rcx, rdx, rbp
+    record.u64s(&[start.rsi, start.rdi, start.rsp]);
+    record.u64s(&[0; 7]); // r8 to r14
+    record.u64s(&[start.r15]);
+    record.u64s(&[start.rip, 2]); // rip, rflags
     // cr0: PG, ET, PE; cr3; cr4: OSXMMEXCPT, OSFXSR, PAE
-    record.u64s(&[0x8000_0011, 0, PML4, 0x620]);
+    record.u64s(&[0x8000_0011, 0, start.cr3, 0x620]);
     record.u64s(&[0, 0, 0, 0, 0xffff_0ff0, 0x400]); // dr0 to dr3, dr6, dr7
     record.u32s(&[8, 16, 16, 16, 16, 16, 0, 0]); // cs, ds, es, fs, gs, ss, tr, ldtr
     record.u32s(&[u32::MAX; 6]);
     record.u32s(&[0x67, 0, 0xfff, 23]); // limits of tr, ldtr, idtr, gdtr
     record.u64s(&[0; 8]);
-    record.u64s(&[IDT, GDT]);
+    record.u64s(&[start.idt, start.gdt]);
     let (code, data) = (0xa9b, 0xc93);
     record.u32s(&[code, data, data, data, data, data, 0x8b, 0]);
     record.u64s(&[0, 0, 0, 0]); // sysenter, shadow_gs
@@ -60,7 +76,7 @@ fn cpu(mailbox: u64) -> Vec<u8> {
 }
 
 /// The context to load: the header that the domain has, and its vCPUs.
-pub(crate) fn initial(current: &[u8], mailboxes: impl Iterator<Item = u64>) -> Vec<u8> {
+pub(crate) fn initial(current: &[u8], starts: impl Iterator<Item = Start>) -> Vec<u8> {
     // The header is the first record: a descriptor of 8 bytes with its length, and its contents.
     let length = current
         .get(4..8)
@@ -70,9 +86,9 @@ pub(crate) fn initial(current: &[u8], mailboxes: impl Iterator<Item = u64>) -> V
         .get(..8 + length as usize)
         .unwrap_or_default()
         .to_vec();
-    for (instance, mailbox) in (0..).zip(mailboxes) {
+    for (instance, start) in (0..).zip(starts) {
         bytes.extend(descriptor(CPU, instance, CPU_SIZE));
-        bytes.extend(cpu(mailbox));
+        bytes.extend(cpu(start));
     }
     bytes.extend(descriptor(END, 0, 0));
     bytes
@@ -87,10 +103,17 @@ mod tests {
         let mut current = descriptor(1, 0, 16);
         current.extend([7; 16]);
         current.extend(descriptor(CPU, 0, 4));
-        let bytes = initial(&current, [0x1000, 0x2000].into_iter());
+        let start = Start {
+            rsi: 0x500,
+            r15: 0x1000,
+            ..Start::default()
+        };
+        let bytes = initial(&current, [start, start].into_iter());
         assert_eq!(bytes.len(), 24 + 2 * (8 + CPU_SIZE as usize) + 8);
         assert_eq!(bytes[..24], current[..24]);
         // r15 is the sixteenth register after 512 bytes.
+        let rsi = 24 + 8 + 512 + 5 * 8;
+        assert_eq!(bytes[rsi..rsi + 8], 0x500_u64.to_le_bytes());
         let r15 = 24 + 8 + 512 + 15 * 8;
         assert_eq!(bytes[r15..r15 + 8], 0x1000_u64.to_le_bytes());
         assert_eq!(

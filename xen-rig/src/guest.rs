@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::agent::{self, Done, FRAMES, Instr, Mailbox, mailbox};
+use crate::agent::{self, Done, FRAMES, Instr, Mailbox};
 use crate::domctl::{self, Fate, Kind};
 use crate::hypercall::{Mapping, Privcmd};
+use crate::image::{self, Image};
 use crate::{context, memory};
 
 /// How long a vCPU may take to come up.
@@ -30,8 +31,10 @@ struct Inner {
     xen: Arc<Privcmd>,
     domid: u16,
     vcpus: u32,
-    /// The agent's frames. None while the domain is made, and once it goes.
+    /// The agent's frames; None in a domain without.
     agent: Option<Mapping>,
+    /// It belongs to a [`Guest`], which destroys it.
+    made: bool,
 }
 
 impl Guest {
@@ -44,42 +47,74 @@ impl Guest {
         kind: Kind,
         frames: &[std::ops::Range<u64>],
     ) -> io::Result<Self> {
-        let domid = domctl::create(xen, kind)?;
-        // From here on dropping it destroys the domain.
-        let mut inner = Inner {
-            xen: Arc::clone(xen),
-            domid,
-            vcpus: kind.vcpus,
-            agent: None,
-        };
-        domctl::max_vcpus(xen, domid, kind.vcpus)?;
-        for vcpu in 0..kind.vcpus {
-            match domctl::keep_off_dom0(xen, domid, vcpu) {
-                Err(err) if err.raw_os_error() != Some(libc::EINVAL) => return Err(err),
-                _done_or_one_processor => {}
-            }
-        }
-        let pages: u64 = frames.iter().map(|part| part.end - part.start).sum();
-        domctl::max_mem(xen, domid, (pages + 1024) * 4)?;
-        domctl::paging_mempool(xen, domid, 8 << 20)?;
+        let inner = Inner::bare(
+            xen,
+            kind,
+            frames.iter().map(|part| part.end - part.start).sum(),
+        )?;
+        let domid = inner.domid;
         for part in frames {
             memory::populate(xen, domid, part.clone())?;
         }
+        Self::with_agent(inner, kind)
+    }
+
+    /// Makes a domain with memory at `frames` that runs a program of its own, with no agent beside it. Every vCPU starts at the
+    /// program's entry, in 64-bit mode at privilege level 0, with 32 GiB mapped at their own addresses, interrupts off and no
+    /// interrupt table; rsp is a stack of 32 KiB, rdi the vCPU's number, rsi the number of vCPUs. The domain is not running yet:
+    /// [`unpause`](Self::unpause) starts it. Frames 0x100 to 0x1ff are for tables and stacks; what the program has is to be in
+    /// `frames`, too.
+    ///
+    /// # Errors
+    /// Xen's, and `InvalidInput` for more than 16 vCPUs and for a program that is not in `frames`. What was made is gone then.
+    pub fn boot(
+        xen: &Arc<Privcmd>,
+        kind: Kind,
+        frames: &[std::ops::Range<u64>],
+        program: &Image,
+    ) -> io::Result<Self> {
+        let has = |addr: u64| frames.iter().any(|part| part.contains(&(addr >> 12)));
+        let all = program.range();
+        if kind.vcpus > image::MOST_VCPUS || !has(all.start) || !has(all.end - 1) {
+            let what = format!("{} vCPUs, a program at {all:#x?}", kind.vcpus);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+        let mut inner = Inner::bare(
+            xen,
+            kind,
+            frames.iter().map(|part| part.end - part.start).sum(),
+        )?;
+        let domid = inner.domid;
+        for part in frames {
+            memory::populate_big(xen, domid, part.clone())?;
+        }
+        image::install(xen, domid, program)?;
+        let current = domctl::context(xen, domid)?;
+        let starts = (0..kind.vcpus).map(|vcpu| image::start(program, vcpu, kind.vcpus));
+        domctl::set_context(xen, domid, &mut context::initial(&current, starts))?;
+        inner.made = true;
+        Ok(Guest {
+            inner: Arc::new(inner),
+        })
+    }
+
+    fn with_agent(mut inner: Inner, kind: Kind) -> io::Result<Self> {
+        let (xen, domid) = (Arc::clone(&inner.xen), inner.domid);
         let agent = xen.map(domid, &FRAMES.collect::<Vec<_>>())?;
         agent::install(&agent);
-        let current = domctl::context(xen, domid)?;
-        let mailboxes = (0..kind.vcpus).map(|vcpu| mailbox(vcpu, kind.vcpus).0);
-        domctl::set_context(xen, domid, &mut context::initial(&current, mailboxes))?;
+        let current = domctl::context(&xen, domid)?;
+        let starts = (0..kind.vcpus).map(|vcpu| agent::start(vcpu, kind.vcpus));
+        domctl::set_context(&xen, domid, &mut context::initial(&current, starts))?;
         // An empty program is there before a vCPU starts: it shows that the vCPU works.
         let first: Vec<u64> = (0..kind.vcpus)
             .map(|vcpu| Mailbox::new(vcpu, kind.vcpus).post(&agent, &[]))
             .collect();
-        domctl::unpause(xen, domid)?;
+        domctl::unpause(&xen, domid)?;
         let started = Instant::now();
         for (vcpu, number) in (0..).zip(first) {
             while !Mailbox::new(vcpu, kind.vcpus).is_finished(&agent, number) {
                 if started.elapsed() > BOOT {
-                    let fate = domctl::fate(xen, domid)?;
+                    let fate = domctl::fate(&xen, domid)?;
                     let what = format!("vCPU {vcpu} does not come up; the domain: {fate:?}");
                     return Err(io::Error::other(what));
                 }
@@ -87,6 +122,7 @@ impl Guest {
             }
         }
         inner.agent = Some(agent);
+        inner.made = true;
         Ok(Guest {
             inner: Arc::new(inner),
         })
@@ -165,6 +201,29 @@ impl Drop for Guest {
 }
 
 impl Inner {
+    /// A domain that has its vCPUs and may have `pages` pages of memory.
+    fn bare(xen: &Arc<Privcmd>, kind: Kind, pages: u64) -> io::Result<Self> {
+        let domid = domctl::create(xen, kind)?;
+        // From here on dropping it destroys the domain.
+        let inner = Inner {
+            xen: Arc::clone(xen),
+            domid,
+            vcpus: kind.vcpus,
+            agent: None,
+            made: false,
+        };
+        domctl::max_vcpus(xen, domid, kind.vcpus)?;
+        for vcpu in 0..kind.vcpus {
+            match domctl::keep_off_dom0(xen, domid, vcpu) {
+                Err(err) if err.raw_os_error() != Some(libc::EINVAL) => return Err(err),
+                _done_or_one_processor => {}
+            }
+        }
+        domctl::max_mem(xen, domid, (pages + 1024) * 4)?;
+        domctl::paging_mempool(xen, domid, 8 << 20)?;
+        Ok(inner)
+    }
+
     fn agent(&self) -> io::Result<&Mapping> {
         self.agent
             .as_ref()
@@ -185,7 +244,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if self.agent.is_none() {
+        if !self.made {
             // It was never handed out.
             let _gone = domctl::destroy(&self.xen, self.domid);
         }

@@ -33,13 +33,31 @@ const POPULATE: u64 = 6;
 /// `HVMOP_get_mem_type`
 const GET_MEM_TYPE: u64 = 15;
 
-/// Gives the domain memory at these frames.
+/// Gives the domain memory at these frames, page by page.
 pub(crate) fn populate(xen: &Privcmd, domid: u16, frames: Range<u64>) -> io::Result<()> {
-    let mut extents: Vec<u64> = frames.collect();
+    extents(xen, domid, frames.collect(), 0)
+}
+
+/// The same in pieces of 2 MiB where they fit, as a real guest has it: faster by far.
+pub(crate) fn populate_big(xen: &Privcmd, domid: u16, frames: Range<u64>) -> io::Result<()> {
+    const BIG: u64 = 1 << 9;
+    let first = frames.start.next_multiple_of(BIG).min(frames.end);
+    let end = (frames.end / BIG * BIG).max(first);
+    populate(xen, domid, frames.start..first)?;
+    let big = (first..end).step_by(usize::try_from(BIG).unwrap_or(1));
+    extents(xen, domid, big.collect(), 9)?;
+    populate(xen, domid, end..frames.end)
+}
+
+/// Memory of `1 << order` frames from each of `extents` on.
+fn extents(xen: &Privcmd, domid: u16, mut extents: Vec<u64>, order: u32) -> io::Result<()> {
+    if extents.is_empty() {
+        return Ok(());
+    }
     let mut args = Reservation {
         extents: extents.as_mut_ptr() as u64,
         count: extents.len() as u64,
-        order: 0,
+        order,
         flags: 0,
         domid,
     };

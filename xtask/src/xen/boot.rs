@@ -79,6 +79,8 @@ pub(crate) struct Log {
 pub(crate) struct Boot<'a> {
     parts: &'a Parts,
     smp: u8,
+    /// Of the machine, in MiB.
+    memory: u32,
     programs: Vec<(String, PathBuf)>,
     job: String,
 }
@@ -88,9 +90,16 @@ impl<'a> Boot<'a> {
         Boot {
             parts,
             smp,
+            memory: 1536,
             programs: Vec::new(),
             job: "true".into(),
         }
+    }
+
+    /// With so many MiB of memory.
+    pub(crate) fn memory(mut self, mib: u32) -> Self {
+        self.memory = mib;
+        self
     }
 
     /// With a program as `/bin/NAME`.
@@ -148,7 +157,8 @@ impl<'a> Boot<'a> {
         }
         command
             .args(["-M", "pc", "-accel", "tcg,thread=multi", "-cpu", CPU])
-            .args(["-smp", &self.smp.to_string(), "-m", "1536"])
+            .args(["-smp", &self.smp.to_string()])
+            .args(["-m", &self.memory.to_string()])
             .args(["-nodefaults", "-no-user-config", "-nic", "none"])
             .args(["-display", "none", "-no-reboot"])
             .arg("-kernel")

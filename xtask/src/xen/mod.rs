@@ -6,10 +6,13 @@
 mod apt;
 mod boot;
 mod cpio;
+mod job;
 mod parts;
 mod program;
 mod release;
 mod suite;
+
+pub(crate) use program::lint_guest;
 
 use std::time::Duration;
 
@@ -44,8 +47,29 @@ enum Command {
         /// Only rows whose id contains this.
         filter: Option<String>,
     },
+    /// Runs an example in dom0, against a domain with its guest's program.
+    Run(Run),
     /// Boots to a shell in dom0, with the rig's programs in /bin.
     Shell(Common),
+}
+
+#[derive(ClapArgs)]
+struct Run {
+    /// Which example.
+    #[arg(long)]
+    example: String,
+    /// The version of Xen.
+    #[arg(long = "xen", value_enum, default_value = "4.17")]
+    release: Release,
+    /// Virtual processors of the machine: one for dom0, and one for the domain.
+    #[arg(long, default_value_t = job::PROCESSORS, value_parser = clap::value_parser!(u8).range(1..=8))]
+    smp: u8,
+    /// vCPUs of the domain.
+    #[arg(long, default_value_t = job::VCPUS, value_parser = clap::value_parser!(u64).range(1..=16))]
+    vcpus: u64,
+    /// The example's arguments.
+    #[arg(last = true)]
+    arguments: Vec<String>,
 }
 
 #[derive(ClapArgs)]
@@ -66,6 +90,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let parts = Parts::ready(common.release)?;
             println!("{}", parts.package);
             suite::run(&parts, common.smp, filter.as_deref())
+        }
+        Command::Run(run) => {
+            let parts = Parts::ready(run.release)?;
+            job::run(&parts, run.smp, &run.example, run.vcpus, &run.arguments).map(drop)
         }
         Command::Shell(common) => shell(common),
     }

@@ -4,18 +4,49 @@
 
 use std::io::Read as _;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::run::{cargo, root};
+use crate::run::{cargo, root, succeed};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds an example of a package.
 pub(crate) fn example(package: &str, name: &str) -> Result<PathBuf> {
     build(&["build", "-p", package, "--example", name], name)
+}
+
+/// Builds an example of the facade, for the real Xen.
+pub(crate) fn facade_example(name: &str) -> Result<PathBuf> {
+    let package = ["build", "-p", "ioreq", "--features", "xen"];
+    build(&[&package[..], &["--example", name]].concat(), name)
+}
+
+/// Builds the guest of the main job: for nothing but a vCPU, so without a C library and its start.
+pub(crate) fn vgpu_guest() -> Result<PathBuf> {
+    let mut command = bare("build");
+    command.args(["--message-format", "json-render-diagnostics"]);
+    executable(command, "vgpu-guest")
+}
+
+/// What makes a program that is on its own.
+const BARE: &str = "--cfg freestanding -C panic=abort -C relocation-model=static -C link-arg=-nostartfiles \
+    -C link-arg=-nostdlib -C link-arg=-static -C link-arg=-Wl,--build-id=none";
+
+/// Lints the guest's program as it is built.
+pub(crate) fn lint_guest() -> Result<()> {
+    succeed(bare("clippy").args(["--", "-D", "warnings"]))
+}
+
+/// A cargo command on the guest's program.
+fn bare(what: &str) -> Command {
+    let args = [what, "-p", "vgpu-guest", "--bin", "vgpu-guest", "--release"];
+    let place = ["--target", TARGET, "--target-dir", "target/bare"];
+    let mut command = cargo(&root(), &[&args[..], &place].concat());
+    command.env("RUSTFLAGS", BARE);
+    command
 }
 
 /// Builds the behaviour suite with its rig for a real Xen.
@@ -50,8 +81,13 @@ fn build(args: &[&str], name: &str) -> Result<PathBuf> {
     command
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
-        .env("CARGO_PROFILE_TEST_DEBUG", "0")
-        .stdout(Stdio::piped());
+        .env("CARGO_PROFILE_TEST_DEBUG", "0");
+    executable(command, name)
+}
+
+/// Runs a build; the executable of the target `name`.
+fn executable(mut command: Command, name: &str) -> Result<PathBuf> {
+    command.stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot run cargo")?;
     let mut text = String::new();
     if let Some(mut out) = child.stdout.take() {

@@ -111,7 +111,7 @@ fn boot(parts: &Parts, smp: u8, suite: &Path, name: &str, ids: &[&str]) -> Resul
 }
 
 /// A line of Xen's about a domain that it crashes.
-fn is_crash(line: &str) -> bool {
+pub(super) fn is_crash(line: &str) -> bool {
     line.contains("domain_crash called") || line.contains("crashed on cpu")
 }
 

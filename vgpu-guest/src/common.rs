@@ -2,11 +2,13 @@
 
 //! What a driver's contexts share: a page table that all of them link.
 
-use ioreq::sim::CpuFault;
+use alloc::vec::Vec;
 
-use crate::context::{Buffer, Kind, PRESENT, Pen};
+use crate::arena::Arena;
+use crate::context::{Buffer, Kind};
 use crate::driver::Driver;
-use crate::frames::Arena;
+use crate::pen::{PRESENT, Pen};
+use crate::vcpu::Vcpu;
 
 /// GPU address of what a driver's contexts share: beyond the places of their own buffers.
 pub(crate) const COMMON_AT: u64 = 500 << 21;
@@ -20,12 +22,12 @@ pub(crate) struct Common {
 
 impl Common {
     /// The table for `frames`, which hold `bytes`.
-    pub(crate) fn new(
-        pen: &mut Pen<'_>,
+    pub(crate) fn new<V: Vcpu>(
+        pen: &mut Pen<'_, V>,
         arena: &mut Arena,
         frames: Vec<u64>,
         bytes: Vec<u8>,
-    ) -> Result<Self, CpuFault> {
+    ) -> Result<Self, V::Fault> {
         let table = arena.table();
         pen.clear(table)?;
         let buffer = Buffer {
@@ -40,7 +42,11 @@ impl Common {
     }
 
     /// Writes the table; its pages move on by `by`.
-    pub(crate) fn turn(&mut self, pen: &mut Pen<'_>, by: usize) -> Result<(), CpuFault> {
+    pub(crate) fn turn<V: Vcpu>(
+        &mut self,
+        pen: &mut Pen<'_, V>,
+        by: usize,
+    ) -> Result<(), V::Fault> {
         self.buffer.frames.rotate_left(by);
         self.buffer.bytes.rotate_left(by * 4096);
         for (index, frame) in (0..).zip(&self.buffer.frames) {
@@ -50,24 +56,18 @@ impl Common {
     }
 }
 
-impl Driver<'_> {
-    pub(crate) fn make_common(&mut self) -> Result<Common, CpuFault> {
-        let frames: Vec<u64> = (0..16).map(|_| self.task.arena.data()).collect();
+impl<V: Vcpu> Driver<'_, V> {
+    pub(crate) fn make_common(&mut self) -> Result<Common, V::Fault> {
+        let frames: Vec<u64> = (0..16).map(|_| self.arena.data()).collect();
         let bytes = self.scribble(&frames)?;
-        let mut pen = Pen {
-            cpu: self.cpu,
-            random: &mut self.random,
-        };
-        Common::new(&mut pen, &mut self.task.arena, frames, bytes)
+        let mut pen = Pen::new(self.cpu, &mut self.random);
+        Common::new(&mut pen, &mut self.arena, frames, bytes)
     }
 
     /// Leads the shared table elsewhere, for every context.
-    pub(crate) fn turn_common(&mut self) -> Result<(), CpuFault> {
+    pub(crate) fn turn_common(&mut self) -> Result<(), V::Fault> {
         let by = self.random.usize(1..16);
-        let mut pen = Pen {
-            cpu: self.cpu,
-            random: &mut self.random,
-        };
+        let mut pen = Pen::new(self.cpu, &mut self.random);
         let Some(common) = &mut self.common else {
             return Ok(());
         };

@@ -2,18 +2,15 @@
 
 //! One GPU context as the guest's driver keeps it: page tables written entry by entry, and buffers mapped in them.
 
-use std::collections::BTreeMap;
+use alloc::collections::BTreeMap;
+use alloc::vec;
+use alloc::vec::Vec;
 
-use ioreq::sim::{Cpu, CpuFault};
-
+use crate::arena::Arena;
 use crate::common::{COMMON_AT, Common};
-use crate::frames::Arena;
+use crate::pen::{LARGE, PRESENT, Pen, WIDE, WRITABLE};
 use crate::roots::{Root, Shape};
-
-pub(crate) const PRESENT: u64 = 1;
-const WRITABLE: u64 = 2;
-const LARGE: u64 = 0x80;
-const WIDE: u64 = 0x800;
+use crate::vcpu::Vcpu;
 
 /// How a buffer is mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,35 +55,6 @@ pub(crate) struct Context {
     next: u64,
 }
 
-/// Writes entries as drivers do: mostly whole, sometimes in halves, low or high one first.
-pub(crate) struct Pen<'a> {
-    pub(crate) cpu: &'a mut Cpu,
-    pub(crate) random: &'a mut fastrand::Rng,
-}
-
-impl Pen<'_> {
-    pub(crate) fn entry(&mut self, table: u64, index: u64, entry: u64) -> Result<(), CpuFault> {
-        let at = (table << 12) + index * 8;
-        if self.random.u8(..100) >= 3 {
-            return self.cpu.store64(at, entry);
-        }
-        #[allow(clippy::cast_possible_truncation, reason = "the two halves")]
-        let (low, high) = (entry as u32, (entry >> 32) as u32);
-        if self.random.bool() {
-            self.cpu.store32(at, low)?;
-            self.cpu.store32(at + 4, high)
-        } else {
-            self.cpu.store32(at + 4, high)?;
-            self.cpu.store32(at, low)
-        }
-    }
-
-    /// Clears a page that is to be a table.
-    pub(crate) fn clear(&mut self, frame: u64) -> Result<(), CpuFault> {
-        (0..512).try_for_each(|index| self.cpu.store64((frame << 12) + index * 8, 0))
-    }
-}
-
 /// Bits of GPU address below the entries of a level.
 fn shift(level: u32) -> u32 {
     12 + 9 * (level - 1)
@@ -103,12 +71,12 @@ fn base(addr: u64, level: u32) -> u64 {
 
 impl Context {
     /// A context whose root is empty.
-    pub(crate) fn new(
+    pub(crate) fn new<V: Vcpu>(
         shape: Shape,
-        pen: &mut Pen<'_>,
+        pen: &mut Pen<'_, V>,
         arena: &mut Arena,
         slice: u64,
-    ) -> Result<Self, CpuFault> {
+    ) -> Result<Self, V::Fault> {
         Ok(Context {
             shape,
             root: Root::new(shape.narrow, pen, arena)?,
@@ -137,14 +105,14 @@ impl Context {
     }
 
     /// The table of `level` for `addr`, made and linked if need be.
-    fn table(
+    fn table<V: Vcpu>(
         &mut self,
-        pen: &mut Pen<'_>,
+        pen: &mut Pen<'_, V>,
         arena: &mut Arena,
         addr: u64,
         level: u32,
         wide: bool,
-    ) -> Result<u64, CpuFault> {
+    ) -> Result<u64, V::Fault> {
         if let Some(frame) = self.root.table(addr, level) {
             return Ok(frame);
         }
@@ -160,15 +128,15 @@ impl Context {
     }
 
     /// Writes the entry of `level` for `addr`.
-    fn set(
+    fn set<V: Vcpu>(
         &mut self,
-        pen: &mut Pen<'_>,
+        pen: &mut Pen<'_, V>,
         arena: &mut Arena,
         addr: u64,
         level: u32,
         entry: u64,
         wide: bool,
-    ) -> Result<(), CpuFault> {
+    ) -> Result<(), V::Fault> {
         let table = self.table(pen, arena, addr, level, wide)?;
         if let Some((_, used)) = self.tables.get_mut(&(level, base(addr, level))) {
             *used += 1;
@@ -177,13 +145,13 @@ impl Context {
     }
 
     /// Clears it; a table that is empty then is unlinked and freed.
-    fn unset(
+    fn unset<V: Vcpu>(
         &mut self,
-        pen: &mut Pen<'_>,
+        pen: &mut Pen<'_, V>,
         arena: &mut Arena,
         addr: u64,
         level: u32,
-    ) -> Result<(), CpuFault> {
+    ) -> Result<(), V::Fault> {
         let key = (level, base(addr, level));
         let table = self.root.table(addr, level);
         let table = table.unwrap_or_else(|| self.tables[&key].0);
@@ -221,12 +189,12 @@ impl Context {
     }
 
     /// Links the page table that the driver's contexts share.
-    pub(crate) fn link_common(
+    pub(crate) fn link_common<V: Vcpu>(
         &mut self,
-        pen: &mut Pen<'_>,
+        pen: &mut Pen<'_, V>,
         arena: &mut Arena,
         common: &Common,
-    ) -> Result<(), CpuFault> {
+    ) -> Result<(), V::Fault> {
         let entry = common.table << 12 | PRESENT | WRITABLE;
         self.set(pen, arena, COMMON_AT, 2, entry, false)?;
         self.buffers.push(common.buffer.clone());
@@ -234,12 +202,12 @@ impl Context {
     }
 
     /// Maps a buffer at its address.
-    pub(crate) fn map(
+    pub(crate) fn map<V: Vcpu>(
         &mut self,
-        pen: &mut Pen<'_>,
+        pen: &mut Pen<'_, V>,
         arena: &mut Arena,
         buffer: &Buffer,
-    ) -> Result<(), CpuFault> {
+    ) -> Result<(), V::Fault> {
         for (addr, level, entry) in Self::entries(buffer) {
             self.set(pen, arena, addr, level, entry, buffer.kind == Kind::Medium)?;
         }
@@ -247,12 +215,12 @@ impl Context {
     }
 
     /// Unmaps it.
-    pub(crate) fn unmap(
+    pub(crate) fn unmap<V: Vcpu>(
         &mut self,
-        pen: &mut Pen<'_>,
+        pen: &mut Pen<'_, V>,
         arena: &mut Arena,
         buffer: &Buffer,
-    ) -> Result<(), CpuFault> {
+    ) -> Result<(), V::Fault> {
         Self::entries(buffer)
             .into_iter()
             .try_for_each(|(addr, level, _)| self.unset(pen, arena, addr, level))
@@ -260,7 +228,11 @@ impl Context {
 
     /// Writes the upper half of a small buffer's page table twice over, as a driver does that binds and unbinds in a hurry: a hot
     /// table. It is as before in the end.
-    pub(crate) fn storm(&mut self, pen: &mut Pen<'_>, buffer: &Buffer) -> Result<(), CpuFault> {
+    pub(crate) fn storm<V: Vcpu>(
+        &mut self,
+        pen: &mut Pen<'_, V>,
+        buffer: &Buffer,
+    ) -> Result<(), V::Fault> {
         let Some((table, _)) = self.tables.get(&(1, base(buffer.at, 1))) else {
             return Ok(());
         };
@@ -275,7 +247,11 @@ impl Context {
 
     /// Leads the window elsewhere: every entry of its table is written. The frames behind it, and with them the bytes, move on by
     /// `by` pages. Returns how many entries were written.
-    pub(crate) fn slide(&mut self, pen: &mut Pen<'_>, by: usize) -> Result<u64, CpuFault> {
+    pub(crate) fn slide<V: Vcpu>(
+        &mut self,
+        pen: &mut Pen<'_, V>,
+        by: usize,
+    ) -> Result<u64, V::Fault> {
         let window = self.buffers.iter_mut().find(|b| b.kind == Kind::Window);
         let Some(window) = window else { return Ok(0) };
         let (table, _) = self.tables[&(1, base(window.at, 1))];

@@ -3,18 +3,21 @@
 //! A reserved address space: a PML4 whose directories lead to as many empty page tables as asked for. It shows what a million
 //! tracked pages cost.
 
-use ioreq::sim::{Cpu, CpuFault};
-
-use crate::driver::PVINFO;
+use crate::layout::PVINFO;
+use crate::vcpu::Vcpu;
 
 /// Frames that the reservation takes, tables and directories.
-pub(crate) fn frames(pages: u64) -> u64 {
+#[must_use]
+pub fn frames(pages: u64) -> u64 {
     pages + pages.div_ceil(512) + pages.div_ceil(512 * 512) + 1
 }
 
 /// Makes it, from frame `first` on; returns the root's frame. Directories are filled before they are linked, so that 512 tables
 /// come with one trapped write.
-pub(crate) fn make(cpu: &mut Cpu, first: u64, pages: u64) -> Result<u64, CpuFault> {
+///
+/// # Errors
+/// The vCPU's.
+pub fn make<V: Vcpu>(cpu: &mut V, first: u64, pages: u64) -> Result<u64, V::Fault> {
     let (root, mut next) = (first, first + 1);
     cpu.store32(
         PVINFO + 0x838,
@@ -51,7 +54,10 @@ pub(crate) fn make(cpu: &mut Cpu, first: u64, pages: u64) -> Result<u64, CpuFaul
 }
 
 /// Ends it.
-pub(crate) fn end(cpu: &mut Cpu, root: u64) -> Result<(), CpuFault> {
+///
+/// # Errors
+/// The vCPU's.
+pub fn end<V: Vcpu>(cpu: &mut V, root: u64) -> Result<(), V::Fault> {
     cpu.store32(
         PVINFO + 0x838,
         u32::try_from(root << 12 & 0xffff_ffff).unwrap_or(0),

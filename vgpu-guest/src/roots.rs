@@ -2,10 +2,11 @@
 
 //! What contexts start from: 48-bit and 32-bit roots.
 
-use ioreq::sim::CpuFault;
+use alloc::vec::Vec;
 
-use crate::context::Pen;
-use crate::frames::Arena;
+use crate::arena::Arena;
+use crate::pen::Pen;
+use crate::vcpu::Vcpu;
 
 /// What a context is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,12 +37,12 @@ pub(crate) enum Root {
 }
 
 impl Root {
-    pub(crate) fn new(
+    pub(crate) fn new<V: Vcpu>(
         narrow: bool,
-        pen: &mut Pen<'_>,
+        pen: &mut Pen<'_, V>,
         arena: &mut Arena,
-    ) -> Result<Self, CpuFault> {
-        let mut table = |pen: &mut Pen<'_>| {
+    ) -> Result<Self, V::Fault> {
+        let mut table = |pen: &mut Pen<'_, V>| {
             let frame = arena.table();
             pen.clear(frame).map(|()| frame)
         };

@@ -2,7 +2,8 @@
 
 //! The guest's page allocator: every driver has an arena of its own, and gives pages new uses as soon as it can.
 
-use std::collections::VecDeque;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 
 /// 2 MiB in frames.
 const BIG: u64 = 512;
