@@ -61,8 +61,9 @@ impl Tests {
         if let Some(cases) = self.cases {
             command.env("PROPTEST_CASES", cases);
         }
-        // Not worth its link time here.
+        // That a property fails is enough; and debug information is not worth its link time here.
         command
+            .env("PROPTEST_MAX_SHRINK_ITERS", "0")
             .env("CARGO_PROFILE_DEV_DEBUG", "0")
             .env("CARGO_PROFILE_TEST_DEBUG", "0");
     }
