@@ -49,6 +49,39 @@ fn a_half_written_entry_is_not_shown_as_if_meant() {
 }
 
 #[test]
+fn a_whole_write_ends_what_a_half_began() {
+    let world = World::new(0x600);
+    let root = world.shadow.create(Root::L4(Gfn(1))).unwrap();
+    world.entry(1, 0, 0x2003);
+    world.entry(2, 0, 0x3003);
+    world.write(0x3004, Width::B4, 0);
+    world.entry(3, 0, 0x20_0083);
+    world.check(root, Root::L4(Gfn(1)));
+    world.write(0x3000, Width::B4, 0x40_0083);
+    assert!(
+        world.shadow.mappings(root)[0].1.scratch,
+        "the other half belongs to the entry before"
+    );
+    world.write(0x3004, Width::B4, 0);
+    world.check(root, Root::L4(Gfn(1)));
+    assert_eq!(world.shadow.stats().split_writes, 3);
+}
+
+#[test]
+fn an_update_is_a_shadow_entry_that_changed() {
+    let world = World::new(64);
+    world.shadow.create(Root::L4(Gfn(1))).unwrap();
+    world.entry(1, 0, 0x2003);
+    world.entry(2, 0, 0x3003);
+    let updates = |entry: u64| {
+        let before = world.shadow.stats().updates;
+        world.entry(3, 5, entry);
+        world.shadow.stats().updates - before
+    };
+    assert_eq!([0x83, 0x83, 0x81, 0, 0].map(updates), [1, 0, 1, 1, 0]);
+}
+
+#[test]
 fn a_write_in_the_middle_of_a_submission_is_not_lost() {
     let world = Arc::new(World::new(64));
     let root = world.shadow.create(Root::L4(Gfn(1))).unwrap();
