@@ -142,3 +142,21 @@ fn bad_options_and_roots_are_refused() {
         assert_eq!(bad.build().unwrap_err().kind(), ErrorKind::InvalidArgument);
     }
 }
+
+/// Frames may lie anywhere below the shadow tables: none is taken for the scratch page.
+#[test]
+fn every_host_address_is_told_from_the_scratch_page() {
+    for shift in 13..45 {
+        let host = 1_u64 << shift;
+        let world = World::new(16);
+        let frames = Arc::new(LinearMap::new(world.ram.clone(), host.wrapping_sub(0x9000)));
+        let builder = Shadow::builder(world.tracker.clone(), world.ram.clone(), frames);
+        let shadow = builder.out_of_sync(OutOfSync::off()).build().unwrap();
+        for (table, entry) in [(1, 0x2003), (2, 0x3003), (3, 0x4003), (4, 0x9003)] {
+            world.entry(table, 0, entry);
+        }
+        let root = shadow.create(Root::L4(Gfn(1))).unwrap();
+        let shown = shadow.lookup(root, 0).unwrap();
+        assert_eq!((shown.host, shown.scratch), (HostAddr(host), false));
+    }
+}

@@ -78,6 +78,29 @@ fn one_that_cannot_be_tracked_does_not_hold_up_its_neighbours() {
 }
 
 #[test]
+fn one_that_cannot_be_tracked_is_refused_to_those_that_are_read_later() {
+    let world = World::new(0x20 + 4 * 512);
+    full(&world, 4);
+    // The last two fill a batch; the others are read when the table has failed already.
+    for directory in 0..3 {
+        world.entry(0x10 + directory, 9, 0x2_5003);
+    }
+    world.tracker.refuse.lock().unwrap().insert(0x25);
+    let root = world.shadow.create(L4).unwrap();
+    for directory in 0..3 {
+        let shown = world.shadow.lookup(root, directory << 30 | 9 << 21);
+        assert!(shown.unwrap().scratch, "directory {directory}");
+    }
+    world.entry(0x25, 3, 0x9003); // ordinary memory
+    world.tracker.refuse.lock().unwrap().clear();
+    world.shadow.submit(root);
+    world.check(root, L4);
+    world.shadow.destroy(root).unwrap();
+    assert!(world.tracker.tracked().is_empty());
+    assert_eq!(world.shadow.stats().tables, 0);
+}
+
+#[test]
 fn every_entry_that_leads_to_one_that_cannot_be_tracked_is_tried_again() {
     let world = World::new(64);
     for (table, index, entry) in [
