@@ -61,8 +61,11 @@ impl Tests {
         if let Some(cases) = self.cases {
             command.env("PROPTEST_CASES", cases);
         }
-        // That a property fails is enough; and debug information is not worth its link time here.
+        // That a property fails is enough; optimized properties save more time than they cost; debug information is not worth its
+        // link time here.
         command
+            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
+            .env("CARGO_PROFILE_TEST_OPT_LEVEL", "1")
             .env("PROPTEST_MAX_SHRINK_ITERS", "0")
             .env("CARGO_PROFILE_DEV_DEBUG", "0")
             .env("CARGO_PROFILE_TEST_DEBUG", "0");
