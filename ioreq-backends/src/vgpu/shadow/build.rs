@@ -315,9 +315,9 @@ impl Inner {
             page.fill(0);
         }
         for (index, bytes) in page.as_chunks::<8>().0.iter().enumerate() {
-            // A glance: entries that are absent on both sides need nothing. Others are read again, whole.
+            // A glance: the table is empty so far, so entries that are absent need nothing. Others are read again, whole.
             let glance = Entry(u64::from_le_bytes(*bytes));
-            if glance.is_present() || table.get(index) != Entry::ABSENT {
+            if glance.is_present() {
                 self.sync_entry(structure, table, index);
             }
         }

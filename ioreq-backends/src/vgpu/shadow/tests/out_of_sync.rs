@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use ioreq_core::{Gfn, Width};
+use ioreq_core::{Gfn, GuestRam, Width};
+use vm_memory::GuestAddress;
 
 use super::super::*;
 use super::world::{DISTANCE, World};
@@ -74,6 +75,25 @@ fn a_table_that_is_hot_again_and_again_goes_and_comes_back_when_it_rests() {
     world.entry(4, 0, 0x3003);
     world.check(root, L4);
     assert_eq!(world.traps(), before + 1);
+}
+
+#[test]
+fn a_write_between_the_last_look_and_the_mark_is_not_lost() {
+    let (world, root) = world();
+    let_go(&world, root);
+    world.shadow.submit(root);
+    let ram = Arc::clone(&world.ram);
+    *world.tracker.on_track.lock().unwrap() = Some(Box::new(move |gfn| {
+        assert_eq!(gfn, Gfn(4));
+        ram.store(GuestAddress(0x4640), Width::B8, 0x9003).unwrap();
+    }));
+    while !world.is_tracked(4) {
+        world.shadow.submit(root);
+    }
+    world.check(root, L4);
+    let stats = world.shadow.stats();
+    assert_eq!((stats.protected_again, stats.traps_avoided), (1, 1));
+    assert_eq!(stats.out_of_sync_in_vain, 1, "one does not pay for it");
 }
 
 #[test]
