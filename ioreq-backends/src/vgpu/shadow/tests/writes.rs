@@ -114,6 +114,8 @@ fn a_write_in_the_middle_of_a_submission_is_not_lost() {
         let _in_time = finished.recv_timeout(std::time::Duration::from_millis(100));
     }));
     world.shadow.submit(root);
+    // Without the hook nobody would ever wake the writer.
+    assert!(world.ram.1.lock().unwrap().take().is_none(), "it was read");
     writer.join().unwrap();
     world.check(root, Root::L4(Gfn(1)));
     assert_eq!(
