@@ -49,6 +49,34 @@ fn a_half_written_entry_is_not_shown_as_if_meant() {
 }
 
 #[test]
+fn a_write_counts_for_the_entries_that_it_touches_and_the_halves_it_covers() {
+    let world = World::new(0x1000);
+    let root = world.shadow.create(Root::L4(Gfn(1))).unwrap();
+    world.entry(1, 0, 0x2003);
+    world.entry(2, 0, 0x3003);
+    let shown = || -> Vec<(u64, bool)> {
+        let all = world.shadow.mappings(root);
+        all.iter()
+            .map(|(addr, to)| (addr >> 21, to.scratch))
+            .collect()
+    };
+    // The low half of an entry that is not the first.
+    world.write(0x3028, Width::B4, 0x20_0083);
+    assert_eq!(shown(), [(5, true)]);
+    world.write(0x302c, Width::B4, 0);
+    assert_eq!(shown(), [(5, false)]);
+    // The high half of one and the low half of the next.
+    world.write(0x302c, Width::B8, 0x40_0083 << 32);
+    assert_eq!(shown(), [(5, true), (6, true)]);
+    world.write(0x3028, Width::B4, 0x60_0083);
+    assert_eq!(shown(), [(5, false), (6, true)]);
+    world.write(0x3034, Width::B4, 0);
+    assert_eq!(shown(), [(5, false), (6, false)]);
+    world.check(root, Root::L4(Gfn(1)));
+    assert_eq!(world.shadow.stats().split_writes, 6);
+}
+
+#[test]
 fn a_whole_write_ends_what_a_half_began() {
     let world = World::new(0x600);
     let root = world.shadow.create(Root::L4(Gfn(1))).unwrap();
