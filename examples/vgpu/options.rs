@@ -29,12 +29,12 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
     /// Rounds in which two neighbouring vCPUs write one table, and one of them takes it away under the other's writes.
-    /// [default: 600, on Xen 260].
+    /// [default: 300, on Xen 560].
     #[arg(long, value_parser = value_parser!(u64).range(0..=1_000_000))]
     rounds: Option<u64>,
     /// Entries that the writer goes on to write then. The page cannot be unmarked before that ends, so it is to last longer than it
     /// takes the server to try.
-    /// [default: 400, on Xen 16].
+    /// [default: 100, on Xen 16].
     #[arg(long, value_parser = value_parser!(u64).range(0..=1_000_000))]
     after: Option<u64>,
     /// Table pages tracked at once in a reserved, otherwise empty address space, beside those of the contexts.
@@ -91,11 +91,11 @@ impl Options {
     }
 
     pub(crate) fn rounds(&self) -> u64 {
-        self.rounds.unwrap_or(self.default(600, 260))
+        self.rounds.unwrap_or(self.default(300, 560))
     }
 
     pub(crate) fn after(&self) -> u64 {
-        self.after.unwrap_or(self.default(400, 16))
+        self.after.unwrap_or(self.default(100, 16))
     }
 
     /// Contexts of one vCPU.

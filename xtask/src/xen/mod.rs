@@ -23,6 +23,8 @@ use boot::Boot;
 use parts::Parts;
 use release::Release;
 
+use crate::main_job;
+
 /// Of the machine, if nobody says otherwise: the steadiest.
 const PROCESSORS: u8 = 1;
 /// What the backend is tested with, in one boot.
@@ -67,6 +69,9 @@ struct Run {
     /// vCPUs of the domain.
     #[arg(long, default_value_t = job::VCPUS, value_parser = clap::value_parser!(u64).range(1..=16))]
     vcpus: u64,
+    /// Fails unless the report (`-- --json`) shows what is promised of the main job.
+    #[arg(long)]
+    bars: bool,
     /// The example's arguments.
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -93,7 +98,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         Command::Run(run) => {
             let parts = Parts::ready(run.release)?;
-            job::run(&parts, run.smp, &run.example, run.vcpus, &run.arguments).map(drop)
+            let log = job::run(&parts, run.smp, &run.example, run.vcpus, &run.arguments)?;
+            match run.bars {
+                true => main_job::check_on_xen(job::said(&log)),
+                false => Ok(()),
+            }
         }
         Command::Shell(common) => shell(common),
     }
