@@ -328,8 +328,10 @@ fn lost_late_and_doubled_events_cost_no_request() {
 fn a_hostile_slot_costs_its_own_vcpu_only() {
     let domain = domain(2);
     let server = IoreqServer::builder(domain.hypervisor());
-    // One worker, which looks at both slots as long as one of them is busy.
-    let server = server.workers(Workers::Count(1)).build().unwrap();
+    // One worker, which looks at both slots as long as one of them is busy, however slow this machine is.
+    let server = server.workers(Workers::Count(1));
+    let server = server.polling(Polling::up_to(Duration::from_millis(100)));
+    let server = server.build().unwrap();
     let count = Arc::new(Count::default());
     server.route("count", mmio(), Arc::clone(&count)).unwrap();
     let running = server.start().unwrap();

@@ -7,6 +7,7 @@
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam::queue::SegQueue;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -184,9 +185,18 @@ impl<H: Hypervisor> Group<H> {
         self.service.events.as_raw_fd()
     }
 
+    /// Takes what made `fd` readable, if it is one of the group's.
+    pub(super) fn take_events_of(&mut self, fd: i32) -> Result<(), Exit> {
+        if fd == self.waker.as_raw_fd() {
+            self.waker.drain();
+        } else if fd == self.event_fd() {
+            self.take_events()?;
+        }
+        Ok(())
+    }
+
     /// Takes the events that came; their ports stay masked.
-    pub(super) fn take_events(&mut self) -> Result<(), Exit> {
-        self.waker.drain();
+    fn take_events(&mut self) -> Result<(), Exit> {
         loop {
             match self.service.events.pending(&mut self.fired) {
                 Ok(0) => return Ok(()),
@@ -248,8 +258,8 @@ impl<H: Hypervisor> Group<H> {
                     }
                     self.waker.take();
                     if self.service.pass(core, &mut guard) > 0 {
-                        spin.served();
-                    } else if !spin.again() {
+                        spin.served(Instant::now);
+                    } else if !spin.again(Instant::now) {
                         break;
                     }
                     guard.quiesce();
@@ -258,6 +268,7 @@ impl<H: Hypervisor> Group<H> {
             self.unmask();
             // A request that came before the unmask has no event to wake us.
             if self.pass(core) > 0 {
+                spin.served(Instant::now);
                 continue;
             }
             // The looks above take wake-ups; who stops the worker sets the flag first, and then wakes it.
@@ -267,7 +278,6 @@ impl<H: Hypervisor> Group<H> {
             if let Err(exit) = self.sleep(core) {
                 return Some(exit);
             }
-            spin.woken();
         }
     }
 
@@ -276,17 +286,18 @@ impl<H: Hypervisor> Group<H> {
         self.service.count(|counters| counters.sleeps.bump());
         let mut ready = [EpollEvent::default(); 2];
         let timeout = self.service.patience();
-        match self.epoll.wait(timeout, &mut ready) {
-            Ok(_) => {}
-            Err(err) if err.kind() == std::io::ErrorKind::Interrupted => {}
+        let count = match self.epoll.wait(timeout, &mut ready) {
+            Ok(count) => count,
+            Err(err) if err.kind() == std::io::ErrorKind::Interrupted => 0,
             Err(err) => {
                 let err = Error::from_io(Op::Serve, &err)
                     .domain(core.hv.domid())
                     .server(core.id);
                 return Err(Exit::Failed(err));
             }
-        }
-        self.take_events()
+        };
+        let mut fds = ready.iter().take(count).map(EpollEvent::fd);
+        fds.try_for_each(|fd| self.take_events_of(fd))
     }
 
     /// Answers deferred requests in their completions' place.

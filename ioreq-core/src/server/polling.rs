@@ -1,20 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Adaptive polling: stay on the slots while requests keep coming, sleep when they stop.
+//! Adaptive polling: stay on the slots while requests keep coming, sleep when they stop, and where polling does not help.
+//!
+//! What polling is worth is measured, not guessed: the time from an answer to the next request, once with a sleep in between and once
+//! without. Where the guest has no processor beside the poller (one CPU, or more workers than CPUs) polling takes away the time that
+//! the guest needs for its next request: the request comes late, or not while polling, and polling ends.
 
 use std::time::{Duration, Instant};
 
 /// How a worker waits for the next request.
 ///
-/// While it polls, event channels stay masked and a request costs one notification and no other system call. It gives up
-/// after a time that adapts: twice as long after a request came while polling, half as long after none did.
+/// While it polls, event channels stay masked and a request costs one notification and no other system call (where the
+/// kernel's clock is read without one). It polls once the last requests have come within `longest` of an answer, for at most
+/// twice the time that they took; it stops when that does not bring the next request sooner than a sleep does, and tries again,
+/// less and less often.
 ///
 /// ```
 /// use std::time::Duration;
 /// use ioreq_core::server::Polling;
 /// let polling = Polling::default();
 /// assert!(polling.longest() <= Duration::from_millis(1));
-/// assert_eq!(Polling::off().longest(), Duration::ZERO); // always sleep: where polling would starve the guest
+/// assert_eq!(Polling::off().longest(), Duration::ZERO); // always sleep
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Polling {
@@ -46,108 +52,335 @@ impl Polling {
 }
 
 impl Default for Polling {
-    /// 50 µs where the machine has more than one CPU: about what waking a sleeping thread costs. Off on one CPU.
+    /// Up to 50 µs: about what waking a sleeping thread costs.
     fn default() -> Self {
-        match std::thread::available_parallelism() {
-            Ok(cpus) if cpus.get() > 1 => Self::up_to(Duration::from_micros(50)),
-            _ => Self::off(),
-        }
+        Self::up_to(Duration::from_micros(50))
     }
+}
+
+/// Scans between two looks at the clock.
+const CLOCK_EVERY: u32 = 32;
+/// The most that successes are remembered.
+const CREDIT: u32 = 8;
+/// What a failure costs of it.
+const COST: u32 = 2;
+/// Sleeps, at least and at most, before polling is tried again.
+const SKIP: (u32, u32) = (4, 1024);
+/// Requests without polling that tell how long those take.
+const SAMPLES: u32 = 4;
+/// Polls between two sleeps that only keep those samples fresh.
+const REFRESH: u32 = 512;
+
+/// The time since the last request.
+#[derive(Debug)]
+struct Idle {
+    since: Instant,
+    /// The last look at the clock.
+    seen: Instant,
+    rounds: u32,
+    wait: Wait,
+}
+
+/// How the next request is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    /// Polling, for so long.
+    Poll(Duration),
+    /// Without polling.
+    Sleep,
+    /// Asleep after polling: tells nothing of how long a sleep takes.
+    InVain,
 }
 
 /// A worker's state of waiting.
 #[derive(Debug)]
 pub(super) struct Spin {
     longest: Duration,
-    now: Duration,
-    idle_since: Option<Instant>,
-    rounds: u32,
+    /// From an answer to the next request without polling, the last few; each cut to twice the longest time to poll.
+    asleep: [Duration; SAMPLES as usize],
+    /// Which of them is the oldest.
+    oldest: usize,
+    idle: Option<Idle>,
+    /// Until the samples are refreshed.
+    polls: u32,
+    credit: u32,
+    /// Sleeps to go without polling.
+    skip: u32,
+    /// The next number of those.
+    next_skip: u32,
 }
-
-/// Scans between two looks at the clock.
-const CLOCK_EVERY: u32 = 32;
 
 impl Spin {
     pub(super) fn new(polling: Polling) -> Self {
         Spin {
             longest: polling.longest,
-            now: polling.longest,
-            idle_since: None,
-            rounds: 0,
+            // Nothing is known: no polling until a few requests have come quickly.
+            asleep: [polling.longest * 2; SAMPLES as usize],
+            oldest: 0,
+            idle: None,
+            polls: REFRESH,
+            credit: 0,
+            skip: 0,
+            next_skip: SKIP.0,
         }
     }
 
     /// A request came.
-    pub(super) fn served(&mut self) {
-        if self.idle_since.take().is_some() {
-            self.now = (self.now * 2).clamp(self.shortest(), self.longest);
+    pub(super) fn served(&mut self, clock: impl FnOnce() -> Instant) {
+        let Some(idle) = self.idle.take() else { return };
+        match idle.wait {
+            Wait::Poll(_) if idle.seen - idle.since <= self.asleep() => self.helped(),
+            Wait::Poll(_) => self.failed(),
+            Wait::Sleep => {
+                let gap = (clock() - idle.since).min(self.longest * 2);
+                if let Some(oldest) = self.asleep.get_mut(self.oldest) {
+                    *oldest = gap;
+                }
+                self.oldest = (self.oldest + 1) % self.asleep.len();
+            }
+            Wait::InVain => {}
         }
-        self.rounds = 0;
+    }
+
+    /// The mean of the samples.
+    fn asleep(&self) -> Duration {
+        self.asleep.iter().sum::<Duration>() / SAMPLES
     }
 
     /// No request; whether to look again rather than sleep.
-    pub(super) fn again(&mut self) -> bool {
+    pub(super) fn again(&mut self, clock: impl FnOnce() -> Instant) -> bool {
         if self.longest.is_zero() {
             return false;
         }
-        self.rounds = self.rounds.wrapping_add(1);
-        let Some(since) = self.idle_since else {
-            self.idle_since = Some(Instant::now());
-            return true;
+        let Some(idle) = &mut self.idle else {
+            let (now, wait) = (clock(), self.choose());
+            self.idle = Some(Idle {
+                since: now,
+                seen: now,
+                rounds: 0,
+                wait,
+            });
+            return wait != Wait::Sleep;
         };
-        if !self.rounds.is_multiple_of(CLOCK_EVERY) || since.elapsed() < self.now {
-            std::hint::spin_loop();
+        let Wait::Poll(bound) = idle.wait else {
+            return false;
+        };
+        idle.rounds = idle.rounds.wrapping_add(1);
+        std::hint::spin_loop();
+        if !idle.rounds.is_multiple_of(CLOCK_EVERY) {
             return true;
         }
-        self.now = (self.now / 2).max(self.shortest());
-        self.idle_since = None;
+        idle.seen = clock();
+        if idle.seen - idle.since < bound {
+            return true;
+        }
+        idle.wait = Wait::InVain;
+        self.failed();
         false
     }
 
-    /// The worker was asleep and an event woke it: requests are about to come.
-    pub(super) fn woken(&mut self) {
-        self.idle_since = None;
-        self.rounds = 0;
+    /// For the time that begins now.
+    fn choose(&mut self) -> Wait {
+        if self.asleep.iter().any(|gap| *gap > self.longest) {
+            return Wait::Sleep;
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return Wait::Sleep;
+        }
+        self.polls -= 1;
+        if self.polls == 0 {
+            self.polls = REFRESH;
+            return Wait::Sleep;
+        }
+        Wait::Poll((self.asleep() * 2).min(self.longest))
     }
 
-    fn shortest(&self) -> Duration {
-        self.longest / 16
+    fn helped(&mut self) {
+        self.credit = (self.credit + 1).min(CREDIT);
+        if self.credit == CREDIT {
+            self.next_skip = SKIP.0;
+        }
+    }
+
+    fn failed(&mut self) {
+        match self.credit.checked_sub(COST) {
+            Some(left) => self.credit = left,
+            None => {
+                self.credit = 0;
+                self.skip = self.next_skip;
+                self.next_skip = (self.next_skip * 2).min(SKIP.1);
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
-    #[test]
-    fn off_never_polls() {
-        let mut spin = Spin::new(Polling::off());
-        assert!(!spin.again());
-        spin.served();
-        assert!(!spin.again());
+    const LONGEST: Duration = Duration::from_micros(200);
+
+    /// A guest, and the time it sees.
+    struct World {
+        spin: Spin,
+        now: Cell<Instant>,
+        /// Microseconds from an answer to the next request while the worker polls (none: never), and while it sleeps.
+        polling: Option<u64>,
+        asleep: u64,
+    }
+
+    impl World {
+        fn new(longest: Duration, polling: Option<u64>, asleep: u64) -> Self {
+            World {
+                spin: Spin::new(Polling::up_to(longest)),
+                now: Cell::new(Instant::now()),
+                polling,
+                asleep,
+            }
+        }
+
+        /// Time from an answer to the next, and whether the worker slept.
+        fn request(&mut self) -> (Duration, bool) {
+            let start = self.now.get();
+            let after = |micros| start + Duration::from_micros(micros);
+            let mut slept = false;
+            loop {
+                let there = if slept {
+                    true
+                } else {
+                    self.polling
+                        .is_some_and(|micros| self.now.get() >= after(micros))
+                };
+                let now = || self.now.get();
+                if there {
+                    self.spin.served(now);
+                    return (self.now.get() - start, slept);
+                }
+                if self.spin.again(now) {
+                    // A look takes a tenth of a microsecond.
+                    self.now.set(self.now.get() + Duration::from_nanos(100));
+                } else {
+                    slept = true;
+                    self.now
+                        .set(self.now.get() + Duration::from_micros(self.asleep));
+                }
+            }
+        }
+
+        fn sleeps(&mut self, requests: u32) -> u32 {
+            (0..requests).map(|_| u32::from(self.request().1)).sum()
+        }
     }
 
     #[test]
-    fn gives_up_after_its_time_and_sooner_the_next() {
-        let mut spin = Spin::new(Polling::up_to(Duration::from_micros(160)));
-        assert!(spin.again(), "at least one more look");
-        while spin.again() {}
-        assert_eq!(spin.now, Duration::from_micros(80));
-        for _ in 0..10 {
-            while spin.again() {}
+    fn off_never_polls() {
+        let mut world = World::new(Duration::ZERO, Some(1), 2);
+        assert_eq!(world.sleeps(100), 100);
+    }
+
+    #[test]
+    fn busy_without_a_sleep_after_a_few_requests() {
+        let mut world = World::new(LONGEST, Some(10), 30);
+        assert_eq!(world.sleeps(20), 4);
+        assert!(world.sleeps(10_000) <= 20, "to see whether it still helps");
+    }
+
+    #[test]
+    fn a_pause_now_and_then_does_not_end_it() {
+        let mut world = World::new(LONGEST, Some(10), 30);
+        world.sleeps(20);
+        for _ in 0..20 {
+            world.polling = None;
+            assert_eq!(world.sleeps(1), 1);
+            world.polling = Some(10);
+            assert_eq!(world.sleeps(20), 0);
         }
-        assert_eq!(
-            spin.now,
-            Duration::from_micros(10),
-            "never below a sixteenth"
-        );
-        assert!(spin.again());
-        spin.served();
-        assert_eq!(
-            spin.now,
-            Duration::from_micros(20),
-            "a request while polling makes it patient"
-        );
+    }
+
+    #[test]
+    fn no_polling_for_requests_that_are_far_apart() {
+        let mut world = World::new(LONGEST, Some(5000), 5020);
+        for _ in 0..1000 {
+            let slept = Duration::from_micros(5020);
+            assert_eq!(
+                world.request(),
+                (slept, true),
+                "and not a moment of polling"
+            );
+        }
+    }
+
+    #[test]
+    fn from_busy_to_seldom_and_back() {
+        let mut world = World::new(LONGEST, Some(10), 30);
+        world.sleeps(100);
+        (world.polling, world.asleep) = (Some(5000), 5020);
+        world.sleeps(50);
+        assert_eq!(world.request().0, Duration::from_micros(5020));
+        (world.polling, world.asleep) = (Some(10), 30);
+        assert!(world.sleeps(100) < 50);
+        assert!(world.sleeps(1000) <= 2);
+    }
+
+    /// One CPU: as long as the worker polls, the guest does not run.
+    #[test]
+    fn no_polling_where_it_keeps_the_guest_from_running() {
+        let mut world = World::new(LONGEST, None, 30);
+        world.sleeps(100);
+        let started = world.now.get();
+        assert_eq!(world.sleeps(10_000), 10_000);
+        let took = world.now.get() - started;
+        let best = Duration::from_micros(30) * 10_000;
+        assert!(took < best + best / 100, "{took:?} instead of {best:?}");
+    }
+
+    /// What sleeping takes is not what it took long ago.
+    #[test]
+    fn old_measurements_do_not_count() {
+        let mut world = World::new(LONGEST, Some(100), 180);
+        world.sleeps(1000);
+        (world.polling, world.asleep) = (Some(50), 30);
+        world.sleeps(5000);
+        assert!(world.sleeps(10_000) > 9_900);
+    }
+
+    /// One CPU: the hypervisor takes it from the poller after a while, so that requests come while it polls, but late.
+    #[test]
+    fn no_polling_where_it_makes_requests_late() {
+        let mut world = World::new(LONGEST, Some(50), 30);
+        world.sleeps(100);
+        let started = world.now.get();
+        assert!(world.sleeps(10_000) > 9_900);
+        let took = world.now.get() - started;
+        let best = Duration::from_micros(30) * 10_000;
+        assert!(took < best + best / 100, "{took:?} instead of {best:?}");
+    }
+
+    #[test]
+    fn comes_back_when_there_is_another_processor() {
+        let mut world = World::new(LONGEST, None, 30);
+        world.sleeps(10_000);
+        world.polling = Some(10);
+        assert!(world.sleeps(5000) < 1100);
+        assert!(world.sleeps(1000) <= 2);
+    }
+
+    #[test]
+    fn a_wake_up_for_nothing_begins_no_new_polling() {
+        let mut spin = Spin::new(Polling::up_to(LONGEST));
+        let now = Instant::now();
+        spin.asleep = [LONGEST; SAMPLES as usize];
+        assert!(spin.again(|| now));
+        let late = now + LONGEST;
+        let mut looks = 0;
+        while spin.again(|| late) {
+            looks += 1;
+        }
+        assert!(looks < CLOCK_EVERY);
+        assert!(!spin.again(|| late), "woken, and nothing was there");
     }
 
     #[test]

@@ -147,7 +147,7 @@ impl<H: Hypervisor> MutEventSubscriber for Subscriber<H> {
         } else {
             for group in &self.core.groups {
                 if let Some(mut group) = unserved(group)
-                    && let Err(exit) = group.take_events()
+                    && let Err(exit) = group.take_events_of(events.fd())
                 {
                     self.exit
                         .lock()
