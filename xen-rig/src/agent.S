@@ -28,10 +28,17 @@ xen_rig_agent:
     jmp 10b
 
 11: xor r13d, r13d                      // a program
+    mov [r15 + 0x28], r13
     lea r12, [r15 + 0x200]
 12: cmp r13, [r15 + 0x10]               // the next instruction
     jae 19f
-    mov eax, [r12]
+    cmp qword ptr [r15 + 0x28], 0
+    je 16f
+    rdtsc                               // repeated ones are timed
+    shl rdx, 32
+    or rax, rdx
+    mov [r15 + 0x38], rax
+16: mov eax, [r12]
     lea rbx, [rip + 90f]
     movsxd rax, dword ptr [rbx + rax * 4]
     add rax, rbx
@@ -47,7 +54,20 @@ xen_rig_agent:
 15: mov [r12 + 48], rbx
     mov qword ptr [r15 + 0x20], 0
     cld
-    add r12, 64
+    cmp qword ptr [r15 + 0x28], 0
+    je 17f
+    rdtsc
+    shl rdx, 32
+    or rax, rdx
+    sub rax, [r15 + 0x38]
+    add [r12 - 24], rax                 // the value of `repeat`, the record before
+    dec qword ptr [r15 + 0x28]
+    je 17f
+    mov rcx, [r15 + 0x30]
+91: sub rcx, 1
+    jae 91b
+    jmp 12b
+17: add r12, 64
     inc r13
     mov [r15 + 0x18], r13
     jmp 12b
@@ -107,7 +127,7 @@ xen_rig_agent_irq:                      // the others: wake-ups
     .irp target, 76f, 76f, 76f, 76f, 77f, 77f, 77f, 77f
     .long \target - 90b
     .endr
-    .irp target, 78f, 78f, 78f, 78f
+    .irp target, 78f, 78f, 78f, 78f, 79f, 79f, 79f, 79f, 80f, 80f, 80f, 80f
     .long \target - 90b
     .endr
 
@@ -353,5 +373,17 @@ xen_rig_agent_irq:                      // the others: wake-ups
 78: cmp [r8], r9d                       // await; a `pause` could have Xen schedule another vCPU
     je 13b
     jmp 78b
+
+79: mov [r15 + 0x28], r8                // repeat
+    mov [r15 + 0x30], r9
+    mov qword ptr [r12 + 40], 0
+    mov qword ptr [r12 + 48], 2
+    mov qword ptr [r15 + 0x20], 0
+    jmp 17b
+
+80: rdtsc                               // time stamp
+    shl rdx, 32
+    or rax, rdx
+    jmp 14b
 xen_rig_agent_end:
     .previous

@@ -4,6 +4,7 @@
 //!
 //! Mailbox: program number posted u64 @0 and finished @8, number of instructions @16, of those that are through @24; from @0x200
 //! on a record of 64 bytes each: opcode u64 @0, operands @8, @16, @24, result @40, status @48 (1 done, 2 a value, 3 a fault).
+//! The agent's own: whether it executes an instruction @32, of a repeated one the turns left @40, the pause @48, its start @56.
 //!
 //! UNSAFETY: addresses of the agent's code in this program.
 
@@ -161,6 +162,14 @@ pub enum Instr {
     GiveBack {
         gfn: u64,
     },
+    /// Executes the next instruction `count` times (at least once), with `pause` turns of an empty loop in between. Gives the sum of
+    /// the times that it took, without the pauses, in ticks of the time stamp counter.
+    Repeat {
+        count: u64,
+        pause: u64,
+    },
+    /// Gives the time stamp counter.
+    TimeStamp,
 }
 
 /// What came of an instruction.
@@ -237,6 +246,8 @@ impl Instr {
             Instr::RtcSet => (17, 1, [0; 3]),
             Instr::GiveBack { gfn } => (18, 1, [gfn, 0, 0]),
             Instr::Await { addr, value } => (19, 1, [addr, value.into(), 0]),
+            Instr::Repeat { count, pause } => (20, 1, [count.max(1), pause, 0]),
+            Instr::TimeStamp => (21, 1, [0; 3]),
         };
         let opcode = kind * 4 + u64::from(width.trailing_zeros());
         [opcode, operands[0], operands[1], operands[2]]
@@ -372,8 +383,9 @@ mod tests {
 
     #[test]
     fn every_instruction_has_its_place_in_the_table() {
-        let last = Instr::Await { addr: 1, value: 2 }.record();
-        assert_eq!(last[0], 19 * 4);
+        assert_eq!(Instr::TimeStamp.record()[0], 21 * 4);
+        let never = Instr::Repeat { count: 0, pause: 7 }.record();
+        assert_eq!(never, [20 * 4, 1, 7, 0], "once, at least");
         let cas = Instr::Cmpxchg {
             addr: 1,
             width: 8,

@@ -288,6 +288,14 @@ impl Program {
     /// # Errors
     /// Xen's.
     pub fn wait(&self, bound: Duration) -> io::Result<bool> {
+        self.wait_looking(bound, LOOK)
+    }
+
+    /// The same, with `pause` between two looks: where a look would disturb what is measured.
+    ///
+    /// # Errors
+    /// Xen's.
+    pub fn wait_looking(&self, bound: Duration, pause: Duration) -> io::Result<bool> {
         let started = Instant::now();
         loop {
             if self.is_finished() {
@@ -296,7 +304,7 @@ impl Program {
             if self.fate()? != Fate::Alive || started.elapsed() > bound {
                 return Ok(self.is_finished());
             }
-            thread::sleep(LOOK);
+            thread::sleep(pause);
         }
     }
 }

@@ -19,6 +19,7 @@ mod image;
 mod leaks;
 mod memory;
 mod mortal;
+mod trace;
 
 pub use agent::{Done, Instr};
 pub use domctl::{Fate, Kind};
@@ -27,3 +28,4 @@ pub use hypercall::Privcmd;
 pub use image::Image;
 pub use leaks::{Leak, Leaks};
 pub use mortal::{Fuse, KillPoint, Life, Mortal, MortalDevice, MortalEvents, Sigkill};
+pub use trace::{Calls, count as count_calls};

@@ -4,6 +4,7 @@
 //! that is needed is unpacked under `target/xen`.
 
 mod apt;
+mod bench;
 mod boot;
 mod cpio;
 mod job;
@@ -51,6 +52,8 @@ enum Command {
     },
     /// Runs an example in dom0, against a domain with its guest's program.
     Run(Run),
+    /// Compares the framework with a C server on libxen*: a table, and target/xen-bench.json.
+    Bench(bench::Args),
     /// Boots to a shell in dom0, with the rig's programs in /bin.
     Shell(Common),
 }
@@ -104,6 +107,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 false => Ok(()),
             }
         }
+        Command::Bench(args) => bench::run(args),
         Command::Shell(common) => shell(common),
     }
 }

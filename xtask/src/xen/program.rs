@@ -49,6 +49,45 @@ fn bare(what: &str) -> Command {
     command
 }
 
+/// An example of a package, optimised.
+pub(crate) fn fast_example(package: &str, name: &str) -> Result<PathBuf> {
+    build(
+        &["build", "--release", "-p", package, "--example", name],
+        name,
+    )
+}
+
+/// Builds the C server that the framework is compared with. It needs Debian's libxen-dev.
+pub(crate) fn c_server() -> Result<PathBuf> {
+    let (source, folder) = (root().join("xen-rig/c/server.c"), root().join("target/xen"));
+    std::fs::create_dir_all(&folder)?;
+    let path = folder.join("cserver");
+    let mut command = Command::new("cc");
+    command
+        .args([
+            "-std=gnu11",
+            "-O2",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-static",
+            "-o",
+        ])
+        .args([&path, &source]);
+    for library in [
+        "devicemodel",
+        "foreignmemory",
+        "evtchn",
+        "call",
+        "toolcore",
+        "toollog",
+    ] {
+        command.arg(format!("-lxen{library}"));
+    }
+    succeed(&mut command).context("the C server could not be built: is libxen-dev installed?")?;
+    Ok(path)
+}
+
 /// Builds the behaviour suite with its rig for a real Xen.
 pub(crate) fn behaviour() -> Result<PathBuf> {
     build(
