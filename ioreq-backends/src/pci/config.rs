@@ -92,6 +92,33 @@ impl ConfigSpace {
         }
     }
 
+    /// All bytes.
+    pub(super) fn values(&self) -> Vec<u8> {
+        self.bytes.iter().map(|byte| byte.value).collect()
+    }
+
+    /// The first byte of `values` that has another value in a bit that a guest cannot change, of those that are not `free`.
+    pub(super) fn differs(&self, values: &[u8], free: impl Fn(usize) -> bool) -> Option<usize> {
+        let mut bytes = (0..).zip(self.bytes.iter().zip(values));
+        let differs = bytes.find(|(at, (byte, value))| {
+            let fixed = !(byte.writable | byte.clearable);
+            (byte.value ^ **value) & fixed != 0 && !free(*at)
+        });
+        differs.map(|(at, _)| at)
+    }
+
+    /// Takes the bits of `values` that a guest can change, and all bits of bytes that are the device's `own`.
+    pub(super) fn take_values(&mut self, values: &[u8], own: impl Fn(usize) -> bool) {
+        for (at, (byte, value)) in (0..).zip(self.bytes.iter_mut().zip(values)) {
+            let taken = if own(at) {
+                0xff
+            } else {
+                byte.writable | byte.clearable
+            };
+            byte.value = byte.value & !taken | value & taken;
+        }
+    }
+
     pub(super) fn reset(&mut self) {
         for byte in &mut self.bytes {
             byte.value = byte.reset;

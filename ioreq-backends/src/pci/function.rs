@@ -24,6 +24,7 @@ use super::header::{
 use super::interrupts::{FunctionInterrupts, Programmed};
 use super::lock::lock;
 use super::routing::{BarStatus, Routing};
+use super::saved::SavedFunction;
 
 /// A guest's write to configuration space.
 ///
@@ -233,6 +234,57 @@ impl PciFunction {
         self.follow();
     }
 
+    pub(super) fn save_state(&self) -> SavedFunction {
+        let mut config = lock(&self.config);
+        self.show(&mut config);
+        let (pending, messages) = self.interrupts.save();
+        SavedFunction {
+            config: config.values(),
+            pending,
+            messages,
+        }
+    }
+
+    /// All of it, or nothing, and what does not fit.
+    pub(super) fn restore_state(&self, state: &SavedFunction) -> Result<(), String> {
+        {
+            let mut config = lock(&self.config);
+            if state.config.len() != config.len() {
+                return Err(format!(
+                    "{} bytes of configuration space, not {}",
+                    state.config.len(),
+                    config.len()
+                ));
+            }
+            self.interrupts.check_saved(&state.messages)?;
+            let owned = |at| self.owned.iter().any(|body| body.contains(&at));
+            let pending = self.msi_pending_at();
+            let shown = |at: usize| {
+                (STATUS..STATUS + 2).contains(&at)
+                    || pending.is_some_and(|pending| (pending..pending + 4).contains(&at))
+            };
+            if let Some(at) = config.differs(&state.config, |at| owned(at) || shown(at)) {
+                return Err(format!(
+                    "{}: the read-only byte at {at:#x} is {:#04x}, not {:#04x}",
+                    self.sbdf(),
+                    state.config.get(at).copied().unwrap_or_default(),
+                    config.get(at, Width::B1)
+                ));
+            }
+            config.take_values(&state.config, owned);
+            self.interrupts.restore(state.pending, &state.messages);
+            self.program(&config);
+        }
+        self.follow();
+        Ok(())
+    }
+
+    /// Where MSI's pending bits are.
+    fn msi_pending_at(&self) -> Option<usize> {
+        let msi = self.interrupts.signals().msi.zip(self.msi);
+        msi.and_then(|(spec, at)| Some(at + spec.pending_at()?))
+    }
+
     /// Tells the interrupts what the registers say. Under the lock of `config`, so one at a time and the last one last.
     fn program(&self, config: &MutexGuard<'_, ConfigSpace>) {
         let command = config.get16(COMMAND);
@@ -257,10 +309,9 @@ impl PciFunction {
             0
         };
         config.set(STATUS, Width::B2, (status | interrupt).into());
-        let msi = self.interrupts.signals().msi.zip(self.msi);
-        if let Some((pending, at)) = msi.and_then(|(spec, at)| Some((spec.pending_at()?, at))) {
+        if let Some(pending) = self.msi_pending_at() {
             let bits = self.interrupts.msi_pending();
-            config.set(at + pending, Width::B4, bits.into());
+            config.set(pending, Width::B4, bits.into());
         }
     }
 

@@ -14,6 +14,7 @@ use super::failures::Failures;
 use super::intx::Pin;
 use super::msi::{self, Messages, Msi};
 use super::msix::{Controls, Msix, Table};
+use super::saved::SavedMessage;
 
 /// The ways a function can interrupt; the guest chooses among them.
 ///
@@ -286,6 +287,32 @@ impl FunctionInterrupts {
             let messages = programmed.msix.is_some_and(|msix| msix.enabled)
                 || programmed.msi.is_some_and(|msi| msi.enabled);
             note("INTx", pin.disable(programmed.intx_disabled || messages));
+        }
+    }
+
+    /// What is pending by MSI, and MSI-X's messages.
+    pub(super) fn save(&self) -> (u32, Vec<SavedMessage>) {
+        let table = self.msix.as_ref();
+        let messages = table.map_or_else(Vec::new, |table| table.save());
+        (self.msi_pending(), messages)
+    }
+
+    /// Whether so many messages can be restored.
+    pub(super) fn check_saved(&self, messages: &[SavedMessage]) -> std::result::Result<(), String> {
+        let own = self.msix.as_ref().map_or(0, |table| table.len());
+        if messages.len() == own {
+            return Ok(());
+        }
+        Err(format!("{} messages of MSI-X, not {own}", messages.len()))
+    }
+
+    /// What was saved, before the registers are [programmed](Self::program).
+    pub(super) fn restore(&self, pending: u32, messages: &[SavedMessage]) {
+        if let Some(table) = &self.msix {
+            table.restore(messages);
+        }
+        if let (Some(own), Some(spec)) = (&self.msi, self.signals.msi) {
+            own.restore(pending & spec.all());
         }
     }
 

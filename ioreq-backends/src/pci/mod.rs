@@ -65,6 +65,7 @@ mod msi;
 mod msix;
 mod msix_bar;
 mod routing;
+mod saved;
 
 pub use bar::{Bar, BarKind};
 pub use builder::Builder;
@@ -75,3 +76,4 @@ pub use interrupts::{Delivery, FunctionInterrupts, Signals};
 pub use msi::Msi;
 pub use msix::Msix;
 pub use routing::BarStatus;
+pub use saved::SavedFunction;

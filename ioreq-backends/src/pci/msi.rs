@@ -81,7 +81,7 @@ impl Msi {
     }
 
     /// The mask of all messages' bits.
-    fn all(self) -> u32 {
+    pub(super) fn all(self) -> u32 {
         u32::MAX >> (32 - u32::from(self.vectors.clamp(1, 32)))
     }
 
@@ -212,6 +212,11 @@ impl Messages {
         let mut state = lock(&self.state);
         let number = u32::from(vector) % state.registers.messages;
         state.pending &= !bit(number);
+    }
+
+    /// Pending messages, before the registers are programmed.
+    pub(super) fn restore(&self, pending: u32) {
+        lock(&self.state).pending = pending;
     }
 
     pub(super) fn pending(&self) -> u32 {

@@ -18,6 +18,7 @@ use super::capability::{Capability, ID_MSIX};
 use super::config::{ConfigSpace, bad};
 use super::interrupts::Delivery;
 use super::lock::lock;
+use super::saved::SavedMessage;
 
 const ENABLE: u16 = 1 << 15;
 const FUNCTION_MASK: u16 = 1 << 14;
@@ -244,6 +245,48 @@ impl Table {
             }
         }
         result
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn save(&self) -> Vec<SavedMessage> {
+        let saved = |entry: &Mutex<Entry>| {
+            let Entry {
+                address,
+                data,
+                masked,
+                pending,
+            } = *lock(entry);
+            SavedMessage {
+                address,
+                data,
+                masked,
+                pending,
+            }
+        };
+        self.entries.iter().map(saved).collect()
+    }
+
+    /// As the guest would have set them, and what is pending stays so until the controls say more.
+    pub(super) fn restore(&self, messages: &[SavedMessage]) {
+        // Release: as in `control`; off until the registers are programmed, which sends what may go out.
+        self.controls.store(0, Ordering::Release);
+        for (entry, saved) in self.entries.iter().zip(messages) {
+            let SavedMessage {
+                address,
+                data,
+                masked,
+                pending,
+            } = *saved;
+            *lock(entry) = Entry {
+                address: address & !3,
+                data,
+                masked,
+                pending,
+            };
+        }
     }
 
     /// All entries as after reset.

@@ -18,9 +18,11 @@
 mod bank;
 mod hooks;
 mod register;
+mod saved;
 mod values;
 
 pub use bank::{Gaps, RegisterBank, RegisterValue};
 pub use hooks::{RegisterRead, RegisterWrite};
 pub use register::Register;
+pub use saved::SavedRegisters;
 pub use values::Values;

@@ -17,12 +17,14 @@ mod engine;
 mod entry;
 mod frames;
 mod pvinfo;
+mod saved;
 mod shadow;
 
 pub use engine::{Engine, EngineStats, Status, regs};
 pub use entry::{Entry, Kind, Level, PageSize};
 pub use frames::{FrameMap, HostAddr, HostMemory, LinearMap};
 pub use pvinfo::{Notify, Pvinfo, PvinfoStats};
+pub use saved::SavedPvinfo;
 pub use shadow::{
     Fault, OutOfSync, Root, RootId, Shadow, ShadowBuilder, ShadowStats, Step, Target,
 };

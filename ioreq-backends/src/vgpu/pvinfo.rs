@@ -154,8 +154,20 @@ impl Pvinfo {
             .fold(0, |value, byte| value << 8 | u64::from(*byte))
     }
 
+    pub(super) fn shadow(&self) -> &Shadow {
+        &self.shadow
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &*self.page
+    }
+
+    pub(super) fn set_bytes(&mut self, bytes: &[u8]) {
+        self.put(0, bytes);
+    }
+
     /// Whether the guest may write a byte of the page.
-    fn writable(at: usize) -> bool {
+    pub(super) fn writable(at: usize) -> bool {
         (OFF_DISPLAY_READY..OFF_DISPLAY_READY + 4).contains(&at)
             || (OFF_G2V_NOTIFY..OFF_G2V_NOTIFY + 4).contains(&at)
             || (OFF_PDP..OFF_PDP + 32).contains(&at)

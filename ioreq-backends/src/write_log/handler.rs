@@ -184,6 +184,23 @@ impl PageLog {
         self
     }
 
+    pub(super) fn pages(&self) -> GfnRange {
+        self.pages
+    }
+
+    pub(super) fn numbers(&self) -> Vec<u64> {
+        // Relaxed: at rest nobody counts.
+        let next = self.next.iter();
+        next.map(|next| next.load(Ordering::Relaxed)).collect()
+    }
+
+    pub(super) fn set_numbers(&self, numbers: &[u64]) {
+        for (next, number) in self.next.iter().zip(numbers) {
+            // Relaxed: as in `numbers`.
+            next.store(*number, Ordering::Relaxed);
+        }
+    }
+
     fn log(&self, cx: &Context<'_>, write: &PageWrite<'_>) {
         let ring = &self.writers.0;
         let index = write.gfn().0.checked_sub(self.pages.first());

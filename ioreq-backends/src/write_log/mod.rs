@@ -17,7 +17,9 @@ mod handler;
 mod reader;
 mod record;
 mod ring;
+mod saved;
 
 pub use handler::{PageLog, WriteLog};
 pub use reader::{Drain, LogReader};
 pub use record::WriteRecord;
+pub use saved::SavedNumbers;

@@ -13,6 +13,7 @@ mod plain;
 mod versioned;
 
 use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 
 #[cfg(feature = "serde")]
 pub use versioned::Versioned;
@@ -93,6 +94,73 @@ pub trait Snapshot {
     /// # Errors
     /// What does not fit. Unless the implementation says otherwise the device is as before then.
     fn restore(&self, state: Self::State) -> Result<(), RestoreError>;
+}
+
+/// [`Snapshot`] with `&mut self`. A `Mutex` around one is a [`Snapshot`], as it is a handler around a
+/// [`MutHandler`](crate::handler::MutHandler).
+///
+/// ```
+/// use ioreq_core::snapshot::{MutSnapshot, RestoreError, SavedState, Snapshot};
+/// use std::sync::{Arc, Mutex};
+///
+/// struct Counter(u64);
+/// struct Count(u64);
+/// impl SavedState for Count {
+///     const KIND: &'static str = "counter";
+///     const VERSION: u32 = 1;
+/// }
+/// impl MutSnapshot for Counter {
+///     type State = Count;
+///     fn save(&self) -> Count {
+///         Count(self.0)
+///     }
+///     fn restore(&mut self, state: Count) -> Result<(), RestoreError> {
+///         self.0 = state.0;
+///         Ok(())
+///     }
+/// }
+/// let shared = Arc::new(Mutex::new(Counter(0)));
+/// shared.restore(Count(7))?;
+/// assert_eq!(Snapshot::save(&shared).0, 7);
+/// # Ok::<(), RestoreError>(())
+/// ```
+pub trait MutSnapshot {
+    /// Its state.
+    type State: SavedState;
+
+    /// As [`Snapshot::save`].
+    fn save(&self) -> Self::State;
+
+    /// As [`Snapshot::restore`].
+    ///
+    /// # Errors
+    /// As there.
+    fn restore(&mut self, state: Self::State) -> Result<(), RestoreError>;
+}
+
+impl<T: MutSnapshot + ?Sized> Snapshot for Mutex<T> {
+    type State = T::State;
+
+    fn save(&self) -> T::State {
+        self.lock().unwrap_or_else(PoisonError::into_inner).save()
+    }
+
+    fn restore(&self, state: T::State) -> Result<(), RestoreError> {
+        let mut device = self.lock().unwrap_or_else(PoisonError::into_inner);
+        device.restore(state)
+    }
+}
+
+impl<T: Snapshot + ?Sized> Snapshot for Arc<T> {
+    type State = T::State;
+
+    fn save(&self) -> T::State {
+        (**self).save()
+    }
+
+    fn restore(&self, state: T::State) -> Result<(), RestoreError> {
+        (**self).restore(state)
+    }
 }
 
 /// A state that a device cannot take, and why.

@@ -91,6 +91,8 @@ pub struct RootId(u64);
 /// assert_ne!(Root::L4(Gfn(1)), Root::L3([Some(Gfn(1)), None, None, None]));
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum Root {
     /// 48-bit: the PML4's frame.
     L4(Gfn),
@@ -294,6 +296,21 @@ impl Shadow {
     #[must_use]
     pub fn find_l3(&self, gfn: Gfn) -> Option<(RootId, Root)> {
         self.0.lock().find_l3(gfn)
+    }
+
+    /// The roots of all address spaces, oldest first.
+    #[must_use]
+    pub fn roots(&self) -> Vec<Root> {
+        let all = self.0.lock().all_roots();
+        all.into_iter().map(|(_, root)| root).collect()
+    }
+
+    pub(super) fn destroy_all(&self) {
+        let all = self.0.lock().all_roots();
+        for (id, _) in all {
+            // One that is gone by now is what is wanted.
+            let _gone = self.destroy(id);
+        }
     }
 
     /// To be called when the guest submits work of an address space, before the GPU looks: of the tables that it reaches, half-written

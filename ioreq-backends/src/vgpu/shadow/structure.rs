@@ -96,6 +96,12 @@ impl Structure {
         self.roots.len()
     }
 
+    /// Oldest first.
+    pub(super) fn all_roots(&self) -> Vec<(RootId, Root)> {
+        let roots = self.roots.iter();
+        roots.map(|(id, state)| (*id, state.root)).collect()
+    }
+
     pub(super) fn all_tables(&self) -> impl Iterator<Item = &Arc<Table>> {
         self.by_gfn.values()
     }
