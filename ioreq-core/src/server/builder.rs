@@ -15,6 +15,7 @@ use super::ioreq_server::IoreqServer;
 use super::polling::Polling;
 use super::record::RecordFile;
 use super::waker::Waker;
+use super::watch::DomainNotice;
 use crate::abi::IOREQ_SLOTS;
 use crate::dispatch::{Dispatcher, Grace, PageMap};
 use crate::error::{Error, ErrorKind, Op, Result};
@@ -84,6 +85,7 @@ pub struct Builder<H: Hypervisor> {
     record: Option<PathBuf>,
     identity: Option<String>,
     take_over: bool,
+    notice: Option<DomainNotice>,
 }
 
 impl<H: Hypervisor> Builder<H> {
@@ -98,6 +100,7 @@ impl<H: Hypervisor> Builder<H> {
             record: None,
             identity: None,
             take_over: false,
+            notice: None,
         }
     }
 
@@ -169,6 +172,14 @@ impl<H: Hypervisor> Builder<H> {
         self
     }
 
+    /// Says by whom the server is told that the domain shut down or is gone, where its own handle cannot tell: a restricted one tells of
+    /// the domain's death only, not of a shutdown, reboot, crash or suspension. What either tells counts.
+    #[must_use]
+    pub fn domain_notice(mut self, notice: DomainNotice) -> Self {
+        self.notice = Some(notice);
+        self
+    }
+
     /// Creates and enables the server. From here on it answers requests as soon as somebody serves it.
     ///
     /// # Errors
@@ -232,7 +243,13 @@ impl<H: Hypervisor> Builder<H> {
         Ok(Some(record))
     }
 
-    fn set_up(&self, id: ServerId, vcpus: u32, mut record: Option<RecordFile>) -> Result<Core<H>> {
+    fn set_up(
+        &mut self,
+        id: ServerId,
+        vcpus: u32,
+        mut record: Option<RecordFile>,
+    ) -> Result<Core<H>> {
+        let notice = self.notice.take();
         let hv = &self.hv;
         let slots = Arc::new(Slots::new(hv.ioreq_page(id)?, vcpus)?);
         let ring = match self.bufioreq {
@@ -285,6 +302,7 @@ impl<H: Hypervisor> Builder<H> {
         let inherited = self.take_over;
         Ok(Core::new(
             hv, id, pages, routes, grace, slots, ring, counters, groups, wakers, record, inherited,
+            notice,
         ))
     }
 

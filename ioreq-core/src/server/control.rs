@@ -75,7 +75,7 @@ impl<H: Hypervisor> Core<H> {
     /// What is done every [`TICK`]: the domain's end is told, and workers that sleep let go of memory that has been replaced.
     pub(super) fn tick(&self) -> Option<Exit> {
         self.ledger().unmarker.retry_stubborn();
-        let state = self.hv.domain_state();
+        let state = self.domain_state();
         let epoch = self.memory_epoch();
         // Relaxed: a waker written twice does no harm.
         if self.memory_told.swap(epoch, Ordering::Relaxed) != epoch {

@@ -17,13 +17,14 @@ use super::group::Group;
 use super::log_limit::LogLimit;
 use super::record::RecordFile;
 use super::waker::Waker;
+use super::watch::DomainNotice;
 use crate::abi::{IOREQ_TYPE_COPY, STATE_IOREQ_INPROCESS, STATE_IOREQ_READY, STATE_IORESP_READY};
 use crate::claim::{Ledger, Look, Step, UnmarkReport};
 use crate::dispatch::{Counted, Dispatcher, Grace, PageMap, PageRoute, ReadGuard, TrackerShared};
 use crate::error::{Error, ErrorKind, Op};
 use crate::handler::Verdict;
 use crate::handler::scope::Scope;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::{DomainState, Hypervisor};
 use crate::ids::{Gfn, ServerId, VcpuId};
 use crate::memory::GuestRam;
 use crate::request::{BufferedRequest, Kind};
@@ -80,6 +81,8 @@ pub(crate) struct Core<H: Hypervisor> {
     pub(super) quiesced: AtomicBool,
     /// The server stays with the hypervisor when this process lets go of it.
     pub(super) left: AtomicBool,
+    /// Who tells of the domain's life where the hypervisor handle cannot.
+    notice: Option<DomainNotice>,
     ledger: Mutex<Ledger>,
     trackers: Mutex<Vec<Weak<TrackerShared>>>,
 }
@@ -102,6 +105,7 @@ impl<H: Hypervisor> Core<H> {
         wakers: Vec<Arc<Waker>>,
         record: Option<RecordFile>,
         inherited: bool,
+        notice: Option<DomainNotice>,
     ) -> Self {
         let vcpus = PerWorker::new(slots.vcpus() as usize);
         Core {
@@ -128,6 +132,7 @@ impl<H: Hypervisor> Core<H> {
             running: AtomicU64::new(0),
             quiesced: AtomicBool::new(false),
             left: AtomicBool::new(false),
+            notice,
             ledger: Mutex::new(Ledger::default()),
             trackers: Mutex::new(Vec::new()),
         }
@@ -339,6 +344,15 @@ impl<H: Hypervisor> Core<H> {
         }
         self.pages.clear();
         self.grace.collect();
+    }
+
+    /// What has become of the domain: what the hypervisor says, or who is there to tell.
+    pub(super) fn domain_state(&self) -> Result<DomainState, Error> {
+        let state = self.hv.domain_state();
+        match (&self.notice, &state) {
+            (Some(notice), Ok(DomainState::Running) | Err(_)) => notice.state(),
+            _ => state,
+        }
     }
 
     /// Changes when the guest's memory has to be fetched anew: workers whose number is another one do so.

@@ -27,6 +27,7 @@ mod saved;
 mod service;
 mod subscriber;
 mod waker;
+mod watch;
 
 pub use builder::{Builder, Workers};
 pub use dma::{Dma, DmaError};
@@ -38,5 +39,6 @@ pub use record::ServerRecord;
 pub use run::Running;
 pub use saved::SavedServer;
 pub use subscriber::{Budget, Subscriber, SubscriberExit};
+pub use watch::{DomainNotice, DomainWatch, life_line};
 
 pub(crate) use core::Core;
