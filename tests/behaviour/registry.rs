@@ -85,6 +85,7 @@ pub(crate) fn cases<R: Rig>() -> Vec<Case<R>> {
             ring_eight_bytes,
             ring_contents_before_pointer,
             ring_atomic_rewinds,
+            ring_lost_advance,
             ring_legacy_runs_on,
             ring_vga_write,
             ring_vga_read,
