@@ -53,6 +53,13 @@ fn tables_that_bite_their_own_tails_end_at_the_scratch_page() {
     world.entry(3, 0, 0x1003); // the root as a PT
     world.entry(3, 1, 0xffff_ffff_f003); // no memory
     let root = world.shadow.create(Root::L4(Gfn(1))).unwrap();
+    // Whatever lies in such a span lies in the one scratch page.
+    let shown = world
+        .shadow
+        .lookup(root, 1 << 39 | 1 << 30 | 1 << 21 | 0x1234)
+        .unwrap();
+    assert!(shown.scratch);
+    assert_eq!(shown.host, HostAddr(SCRATCH.0 + 0x234));
     assert_eq!(world.shadow.stats().tables, 3);
     assert_eq!(
         (

@@ -99,6 +99,21 @@ fn a_write_between_the_last_look_and_the_mark_is_not_lost() {
 }
 
 #[test]
+fn a_table_that_address_spaces_share_goes_as_well() {
+    let (world, root) = world();
+    let second = Root::L4(Gfn(5));
+    world.entry(5, 0, 0x2003);
+    let other = world.shadow.create(second).unwrap();
+    let_go(&world, root);
+    for (round, id) in (2..).zip([root, other]) {
+        burst(&world, 4, 8, round);
+        world.shadow.submit(id);
+        world.check(root, L4);
+        world.check(other, second);
+    }
+}
+
+#[test]
 fn one_burst_or_a_trickle_changes_nothing() {
     let (world, root) = world();
     burst(&world, 4, 500, 0);
