@@ -176,3 +176,23 @@ fn the_bound_on_address_spaces_holds() {
     assert_eq!(world.shadow.find(l4), None);
     assert!(world.tracker.tracked().is_empty());
 }
+
+#[test]
+fn all_address_spaces_are_listed_oldest_first_and_end_together() {
+    let world = World::new(64);
+    assert_eq!(world.shadow.roots(), []);
+    let roots = [
+        Root::L4(Gfn(9)),
+        Root::L3([Some(Gfn(2)), None, None, None]),
+        Root::L4(Gfn(1)),
+        Root::L4(Gfn(9)),
+    ];
+    for root in roots {
+        world.shadow.create(root).unwrap();
+    }
+    assert_eq!(world.shadow.roots(), roots);
+    world.shadow.destroy_all();
+    assert_eq!(world.shadow.roots(), []);
+    assert_eq!(world.shadow.stats().tables, 0);
+    assert!(world.tracker.tracked().is_empty());
+}
