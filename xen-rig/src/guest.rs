@@ -47,11 +47,7 @@ impl Guest {
         kind: Kind,
         frames: &[std::ops::Range<u64>],
     ) -> io::Result<Self> {
-        let inner = Inner::bare(
-            xen,
-            kind,
-            frames.iter().map(|part| part.end - part.start).sum(),
-        )?;
+        let inner = Inner::bare(xen, kind, frames)?;
         let domid = inner.domid;
         for part in frames {
             memory::populate(xen, domid, part.clone())?;
@@ -79,11 +75,7 @@ impl Guest {
             let what = format!("{} vCPUs, a program at {all:#x?}", kind.vcpus);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
-        let mut inner = Inner::bare(
-            xen,
-            kind,
-            frames.iter().map(|part| part.end - part.start).sum(),
-        )?;
+        let mut inner = Inner::bare(xen, kind, frames)?;
         let domid = inner.domid;
         for part in frames {
             memory::populate_big(xen, domid, part.clone())?;
@@ -201,8 +193,9 @@ impl Drop for Guest {
 }
 
 impl Inner {
-    /// A domain that has its vCPUs and may have `pages` pages of memory.
-    fn bare(xen: &Arc<Privcmd>, kind: Kind, pages: u64) -> io::Result<Self> {
+    /// A domain that has its vCPUs and may have memory at `frames`.
+    fn bare(xen: &Arc<Privcmd>, kind: Kind, frames: &[std::ops::Range<u64>]) -> io::Result<Self> {
+        let pages: u64 = frames.iter().map(|part| part.end - part.start).sum();
         let domid = domctl::create(xen, kind)?;
         // From here on dropping it destroys the domain.
         let inner = Inner {

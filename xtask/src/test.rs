@@ -152,8 +152,11 @@ fn docs() -> Result<()> {
     doc_examples::check()
 }
 
+/// With saved state: without the feature its tests would be empty.
 fn tests() -> Result<()> {
-    succeed(&mut cargo(&root(), &["test", "--workspace"]))
+    let features = ["--features", "ioreq/serde,ioreq-backends/serde"];
+    let test = [&["test", "--workspace"][..], &features].concat();
+    succeed(&mut cargo(&root(), &test))
 }
 
 fn audit() -> Result<()> {

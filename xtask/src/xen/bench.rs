@@ -180,6 +180,7 @@ fn boot(parts: &Parts, smp: u8, job: &str) -> Result<Vec<Record>> {
             log.path.display()
         );
     }
+    log.succeeded()?;
     Ok(log
         .lines
         .iter()
