@@ -54,7 +54,7 @@ impl Carry {
 
     /// Carries out a single inline access, which most are, without what repeated ones need; None if it is not one. One that
     /// has to wait goes on as a [`new`](Self::new) one.
-    #[inline]
+    #[inline(always)]
     pub(super) fn once<H: Hypervisor>(
         io: &Io,
         bus: &Bus<'_, H>,
