@@ -124,7 +124,16 @@ const PARTS: &[Part] = &[
         name: "claim",
         package: "ioreq-core",
         files: "ioreq-core/src/claim/**/*.rs",
-        near: near(CORE, &["claim_oracle"]),
+        near: near(
+            &["ioreq-core", "ioreq"],
+            &[
+                "claim_oracle",
+                "server_claim_end",
+                "server_quiesce",
+                "server_take_over",
+                "server_track*",
+            ],
+        ),
     },
     Part {
         name: "shadow",
