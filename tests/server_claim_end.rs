@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ioreq::claim::{PageState, PageTracker};
-use ioreq::handler::{Context, PageHandler, PageOutcome, PageWrite};
+use ioreq::handler::{Completion, Context, PageHandler, PageOutcome, PageWrite, Verdict};
 use ioreq::server::IoreqServer;
 use ioreq::sim::{DomainConfig, Machine};
 use ioreq::{ErrorKind, Gfn, GfnRange, P2mType, VcpuId};
@@ -106,6 +106,63 @@ fn pages_that_leave_are_taken_back_with_those_beside_them() {
     for gfn in 0..8 {
         assert_eq!(tracker.state(Gfn(gfn)), PageState::Tracked);
         assert_eq!(domain.mem_type(Gfn(gfn)), Some(P2mType::IoreqServer));
+    }
+}
+
+/// Answers later.
+struct Later(Mutex<Sender<Completion<Verdict>>>);
+
+impl PageHandler for Later {
+    fn write(&self, cx: &Context<'_>, _: &PageWrite<'_>) -> PageOutcome {
+        let (deferred, completion) = cx.defer_page(Duration::from_secs(60));
+        let to = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        to.send(completion).expect("the test listens");
+        PageOutcome::Defer(deferred)
+    }
+}
+
+#[test]
+fn pages_that_the_guest_writes_while_they_leave_are_counted() {
+    let domain = Machine::new().create_domain(DomainConfig::new(2)).unwrap();
+    let server = IoreqServer::builder(domain.hypervisor()).build().unwrap();
+    let claim = server.claim_mem_type().unwrap();
+    let tracker = claim.tracker("test");
+    let leave = |gfn: u64| {
+        tracker.track(page(gfn), Arc::new(Apply)).unwrap();
+        tracker.untrack(page(gfn)).unwrap();
+        let report = claim.settle(Duration::from_secs(5)).unwrap();
+        (report.unmarked, report.contended)
+    };
+    assert_eq!(leave(0x500), (1, 0));
+
+    // A full batch waits for a write that is not answered; the page behind it is written meanwhile, and at rest when its turn comes.
+    let (to, deferred) = channel();
+    tracker
+        .track(page(0x10), Arc::new(Later(Mutex::new(to))))
+        .unwrap();
+    tracker.track(pages(0x11, 1023), Arc::new(Apply)).unwrap();
+    tracker.track(page(0x500), Arc::new(Apply)).unwrap();
+    let waits = domain.spawn(VcpuId(1), |cpu| cpu.store64(0x1_0000, 7));
+    let completion = loop {
+        server.poll().unwrap();
+        if let Ok(completion) = deferred.try_recv() {
+            break completion;
+        }
+    };
+    tracker.untrack(pages(0x10, 1024)).unwrap();
+    tracker.untrack(page(0x500)).unwrap();
+    let writes = domain.spawn(VcpuId(0), |cpu| cpu.store64(0x50_0000, 7));
+    while server.poll().unwrap() == 0 {
+        // Few turns: the batch does not wait for ever.
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    writes.unwrap().join().unwrap();
+    completion.complete(Verdict::Apply);
+    let report = claim.settle(Duration::from_secs(5)).unwrap();
+    assert_eq!((report.unmarked, report.contended), (1026, 2));
+    waits.unwrap().join().unwrap();
+    for gfn in [0x501, 0x500] {
+        assert_eq!(leave(gfn).1, 2, "that was another time");
     }
 }
 

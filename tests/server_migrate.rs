@@ -215,14 +215,16 @@ fn a_running_guests_device_model_is_replaced_and_nothing_is_lost() {
     let first = IoreqServer::builder(domain.hypervisor()).record(&record.0);
     let mut model = Model::new(first.build().unwrap());
     let stop = Arc::new(AtomicBool::new(false));
-    let progress = Arc::new(AtomicU64::new(0));
+    let progress = Arc::new([const { AtomicU64::new(0) }; 2]);
+    let rounds = || [0, 1].map(|vcpu: usize| progress[vcpu].load(Ordering::SeqCst));
     let guests = [0_u64, 1].map(|vcpu| {
         let (stop, progress) = (Arc::clone(&stop), Arc::clone(&progress));
+        let own = usize::try_from(vcpu).unwrap();
         let program = move |cpu: &mut Cpu| {
             let mut done = Done::default();
             while !stop.load(Ordering::SeqCst) {
                 round(cpu, vcpu, &mut done)?;
-                progress.fetch_add(1, Ordering::SeqCst);
+                progress[own].fetch_add(1, Ordering::SeqCst);
             }
             Ok(done)
         };
@@ -230,8 +232,9 @@ fn a_running_guests_device_model_is_replaced_and_nothing_is_lost() {
         domain.spawn(vcpu, program).unwrap()
     });
     for _ in 0..12 {
-        let before = progress.load(Ordering::SeqCst);
-        while progress.load(Ordering::SeqCst) < before + 40 {
+        // Each vCPU is seen to go on, however seldom a busy machine lets one of them run.
+        let before = rounds();
+        while (rounds().iter().zip(before)).any(|(now, before)| *now < before + 20) {
             std::thread::yield_now();
         }
         let text = model.end(true);
@@ -242,7 +245,6 @@ fn a_running_guests_device_model_is_replaced_and_nothing_is_lost() {
     let done = guests.map(|guest| guest.join().unwrap());
     model.running.take().unwrap().stop().unwrap();
     check(&domain, &model, done);
-    assert!(done.iter().all(|done| done.rounds >= 200), "{done:?}");
     drop(model);
     assert!(domain.leaks().is_clean());
 }

@@ -24,7 +24,12 @@ pub(crate) struct Row {
     #[serde(default)]
     pub(crate) needs: Vec<Ability>,
     pub(crate) boot: Option<Boot>,
+    /// Why the model cannot show it.
     pub(crate) untested: Option<String>,
+    /// Of a row that is `untested`: the rig's program that sees it on a real Xen.
+    pub(crate) seen_by: Option<String>,
+    /// Of one that no program sees there: why.
+    pub(crate) unseen: Option<String>,
 }
 
 /// What a row ends, or needs, on a real machine. Such rows run apart from the others, where nothing may end and one processor makes
@@ -68,6 +73,8 @@ impl Row {
             Some(&self.action),
             Some(&self.source),
             self.untested.as_ref(),
+            self.seen_by.as_ref(),
+            self.unseen.as_ref(),
         ];
         if texts.into_iter().flatten().any(|t| t.trim().is_empty()) {
             flaws.push("an empty text");
@@ -77,6 +84,10 @@ impl Row {
         let any = self.expect_4_17.is_some() || self.expect_4_20.is_some();
         if same == any || any != differing {
             flaws.push("give either expect, or both expect_4_17 and expect_4_20");
+        }
+        let elsewhere = usize::from(self.seen_by.is_some()) + usize::from(self.unseen.is_some());
+        if elsewhere != usize::from(self.untested.is_some()) {
+            flaws.push("`untested`, and no row else, comes with one of `seen_by` and `unseen`");
         }
         flaws.iter().map(|f| format!("{}: {f}", self.id)).collect()
     }

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::ptr::{self, NonNull};
 
 /// `_IOC(NONE, 'P', number, size)`
-const fn ioc(number: u64, size: usize) -> u64 {
+pub(super) const fn ioc(number: u64, size: usize) -> u64 {
     (size as u64) << 16 | (b'P' as u64) << 8 | number
 }
 
@@ -22,28 +22,29 @@ struct HypercallArgs {
 }
 
 /// `struct privcmd_dm_op_buf`
+#[derive(Clone)]
 #[repr(C)]
-struct DmOpBuffer {
-    address: u64,
-    size: u64,
+pub(super) struct DmOpBuffer {
+    pub(super) address: u64,
+    pub(super) size: u64,
 }
 
 /// `struct privcmd_dm_op`
 #[repr(C)]
-struct DmOpArgs {
-    domid: u16,
-    count: u16,
-    buffers: u64,
+pub(super) struct DmOpArgs {
+    pub(super) domid: u16,
+    pub(super) count: u16,
+    pub(super) buffers: u64,
 }
 
 /// `struct privcmd_mmapbatch_v2`
 #[repr(C)]
-struct MapArgs {
-    count: u32,
-    domid: u16,
-    address: u64,
-    frames: u64,
-    errors: u64,
+pub(super) struct MapArgs {
+    pub(super) count: u32,
+    pub(super) domid: u16,
+    pub(super) address: u64,
+    pub(super) frames: u64,
+    pub(super) errors: u64,
 }
 
 /// `__HYPERVISOR_memory_op`
@@ -77,9 +78,13 @@ impl Privcmd {
         Ok(Privcmd(file))
     }
 
+    pub(super) fn file(&self) -> &File {
+        &self.0
+    }
+
     /// # Safety
     /// `args` points to what the request's number says, and all pointers in it are valid for what the callee does with them.
-    unsafe fn ioctl<T>(&self, request: u64, args: *mut T) -> io::Result<u64> {
+    pub(super) unsafe fn ioctl<T>(&self, request: u64, args: *mut T) -> io::Result<u64> {
         // SAFETY: the caller's promise; the file is open as long as `self`.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), request, args) };
         u64::try_from(result).map_err(|_| io::Error::last_os_error())

@@ -19,6 +19,7 @@ mod image;
 mod leaks;
 mod memory;
 mod mortal;
+mod probe;
 mod trace;
 
 pub use agent::{Done, Instr};
@@ -28,4 +29,5 @@ pub use hypercall::Privcmd;
 pub use image::Image;
 pub use leaks::{Leak, Leaks};
 pub use mortal::{Fuse, KillPoint, Life, Mortal, MortalDevice, MortalEvents, Sigkill};
+pub use probe::Reserved;
 pub use trace::{Calls, count as count_calls};

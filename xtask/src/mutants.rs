@@ -53,11 +53,14 @@ struct Tests {
 }
 
 impl Tests {
-    fn choose(&self, command: &mut Command) {
-        command.arg("--lib");
-        for target in self.targets {
-            command.args(["--test", target]);
-        }
+    /// What Cargo is told to build and run.
+    fn chosen(&self) -> impl Iterator<Item = &str> {
+        let targets = self.targets.iter().flat_map(|target| ["--test", target]);
+        std::iter::once("--lib").chain(targets)
+    }
+
+    /// Makes the tests of mutants quick.
+    fn hasten(&self, command: &mut Command) {
         if let Some(cases) = self.cases {
             command.env("PROPTEST_CASES", cases);
         }
@@ -77,7 +80,7 @@ const fn near(packages: &'static [&'static str], targets: &'static [&'static str
         packages,
         targets,
         cases: Some("64"),
-        timeout: "25",
+        timeout: "15",
     }
 }
 
@@ -160,6 +163,9 @@ pub(crate) struct Args {
     /// Go on where an earlier run was interrupted: what it caught is not tried again.
     #[arg(long)]
     resume: bool,
+    /// So many mutants at once: tests that hang take time, but no processor.
+    #[arg(long, default_value = "1")]
+    jobs: String,
 }
 
 /// What became of a part's mutants.
@@ -203,7 +209,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         fs::create_dir_all(&output)?;
         absorb(&output, &accepted)?;
         for tests in [&part.near, &ALL] {
-            round(part, tests, &output)?;
+            round(part, tests, &args.jobs, &output)?;
             absorb(&output, &accepted)?;
         }
         let outcome = outcome(&output).with_context(|| format!("no report for {name}"))?;
@@ -243,13 +249,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// One round: every mutant that no earlier round caught.
-fn round(part: &Part, tests: &Tests, output: &Path) -> Result<()> {
+fn round(part: &Part, tests: &Tests, jobs: &str, output: &Path) -> Result<()> {
     // cargo-mutants' own trial of the unmutated tree runs the tests of the mutated package alone.
     let mut trial = cargo(&root(), &["test", "--quiet"]);
     for package in tests.packages {
         trial.args(["--package", package]);
     }
-    tests.choose(&mut trial);
+    trial.args(tests.chosen());
+    tests.hasten(&mut trial);
     succeed(&mut trial)?;
 
     let mut command = cargo(&root(), &["mutants", "--package", part.package]);
@@ -260,9 +267,13 @@ fn round(part: &Part, tests: &Tests, output: &Path) -> Result<()> {
     }
     command
         .args(["--iterate", "--no-shuffle", "--colors", "never"])
-        .args(["--timeout", tests.timeout, "--jobs", "1"])
-        .args(["--baseline", "skip", "--"]);
-    tests.choose(&mut command);
+        .args(["--timeout", tests.timeout, "--jobs", jobs])
+        .args(["--baseline", "skip"]);
+    // Not behind `--`: what is not run need not be built either.
+    for argument in tests.chosen() {
+        command.arg(format!("--cargo-arg={argument}"));
+    }
+    tests.hasten(&mut command);
     let status = command.status().context("cannot run cargo mutants")?;
     // 0: all caught; 2: survivors; 3: timeouts. Anything else: it could not do its work.
     match status.code() {

@@ -66,8 +66,9 @@ impl Ledger {
     pub(crate) fn mend<H: Hypervisor>(&self, core: &Core<H>) {
         let mut written = BTreeSet::new();
         core.look(&mut |look| {
-            let (Look::Waiting(gfn) | Look::Serving(gfn) | Look::Answered(gfn)) = look;
-            written.insert(gfn.0);
+            if let Look::Waiting(gfn) | Look::Serving(gfn) | Look::Answered(gfn) = look {
+                written.insert(gfn.0);
+            }
         });
         // The dead process's claim is the server's still.
         let authority = MarkAuthority::new();
@@ -422,6 +423,7 @@ impl Ledger {
         pages: GfnRange,
         leaving: &Arc<Counted<PageRoute>>,
     ) {
+        core.forget_late(pages);
         match core.pages.replace(pages, leaving) {
             Ok(()) => self.unmarker.push(pages),
             Err(err) => tracing::error!(%err, "a tracked page has no route"),

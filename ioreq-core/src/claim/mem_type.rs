@@ -29,7 +29,8 @@ const DROP_BOUND: Duration = Duration::from_secs(5);
 pub struct UnmarkReport {
     /// Pages unmarked since the claim was made.
     pub unmarked: u64,
-    /// Of these, pages that the guest was writing: when they were to be unmarked, a trapped write to them was seen in flight.
+    /// Of these, pages that the guest was writing: after they had started to leave, a trapped write to them was served, or seen in
+    /// flight.
     pub contended: u64,
     /// Pages still marked: the guest kept writing them. Their writes are applied as written, and they are tried again in
     /// the background.

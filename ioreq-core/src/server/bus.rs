@@ -245,6 +245,11 @@ impl<H: Hypervisor> Bus<'_, H> {
         let route = page.route();
         let Some((route, handler)) = with_handler(route).or_else(|| {
             self.store_ram(addr, width, value);
+            if source == WriteSource::Trapped
+                && let Some(state) = self.core.vcpus.of(self.vcpu.0 as usize)
+            {
+                state.note_late(Gfn::of(GuestAddress(addr)));
+            }
             // SeqCst: our store, then the look at the route; pairs with the fence in `Ledger::track`. A page that was leaving and
             // was taken back meanwhile may have been read before our store: its handler is told after all.
             fence(Ordering::SeqCst);

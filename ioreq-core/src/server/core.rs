@@ -27,6 +27,7 @@ use crate::handler::scope::Scope;
 use crate::hypervisor::{DomainState, Hypervisor};
 use crate::ids::{Gfn, ServerId, VcpuId};
 use crate::memory::GuestRam;
+use crate::range::GfnRange;
 use crate::request::{BufferedRequest, Kind};
 use crate::ring::{BufferedRing, RingAnomaly};
 use crate::slot::Slots;
@@ -45,6 +46,16 @@ const RING_BUDGET: u32 = 511;
 pub(crate) struct VcpuState {
     /// The vCPU's request is held back because its page is being unmarked.
     pub(super) parked: AtomicBool,
+    /// The page on its way out that a trapped write of the vCPU was applied to last; 1 more than its gfn, 0 for none.
+    late: AtomicU64,
+}
+
+impl VcpuState {
+    /// A trapped write was applied to a page that is on its way out.
+    pub(super) fn note_late(&self, gfn: Gfn) {
+        // Relaxed: for a statistic.
+        self.late.store(gfn.0.wrapping_add(1), Ordering::Relaxed);
+    }
 }
 
 /// One server. Destroyed when the last owner lets go: the user's [`IoreqServer`](super::IoreqServer), running workers, a
@@ -202,6 +213,10 @@ impl<H: Hypervisor> Core<H> {
     /// rewrites its slot meanwhile misleads the protocol about its own pages only.
     pub(crate) fn look(&self, seen: &mut dyn FnMut(Look)) {
         for (vcpu, slot) in self.vcpus.iter().zip(self.slots.iter()) {
+            // Relaxed: as in `note_late`.
+            if let Some(late) = vcpu.late.load(Ordering::Relaxed).checked_sub(1) {
+                seen(Look::Late(Gfn(late)));
+            }
             let view = slot.peek();
             if view.kind != IOREQ_TYPE_COPY || view.is_read || view.data_is_ptr {
                 continue;
@@ -216,6 +231,17 @@ impl<H: Hypervisor> Core<H> {
                 STATE_IORESP_READY => Look::Answered(gfn),
                 _ => continue,
             });
+        }
+    }
+
+    /// Writes to these pages were before they started to leave.
+    pub(crate) fn forget_late(&self, pages: GfnRange) {
+        for vcpu in self.vcpus.iter() {
+            // Relaxed: as in `note_late`. One that comes between the two is late indeed, and not counted.
+            let late = vcpu.late.load(Ordering::Relaxed).checked_sub(1);
+            if late.is_some_and(|gfn| pages.contains(Gfn(gfn))) {
+                vcpu.late.store(0, Ordering::Relaxed);
+            }
         }
     }
 

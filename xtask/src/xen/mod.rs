@@ -10,6 +10,7 @@ mod cpio;
 mod job;
 mod parts;
 mod program;
+mod record;
 mod release;
 mod suite;
 
@@ -29,7 +30,7 @@ use crate::main_job;
 /// Of the machine, if nobody says otherwise: the steadiest.
 const PROCESSORS: u8 = 1;
 /// What the backend is tested with, in one boot.
-const BACKEND: &[&str] = &["backend", "kills"];
+const BACKEND: &[&str] = &["backend", "linux", "kills"];
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -49,6 +50,9 @@ enum Command {
         common: Common,
         /// Only rows whose id contains this.
         filter: Option<String>,
+        /// Puts the results on record instead of comparing them with those that are.
+        #[arg(long, conflicts_with = "filter")]
+        record: bool,
     },
     /// Runs an example in dom0, against a domain with its guest's program.
     Run(Run),
@@ -94,10 +98,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.command {
         Command::Smoke(common) => programs(&Parts::ready(common.release)?, common.smp, &["smoke"]),
         Command::Backend(common) => programs(&Parts::ready(common.release)?, common.smp, BACKEND),
-        Command::Test { common, filter } => {
+        Command::Test {
+            common,
+            filter,
+            record,
+        } => {
             let parts = Parts::ready(common.release)?;
             println!("{}", parts.package);
-            suite::run(&parts, common.smp, filter.as_deref())
+            suite::run(&parts, common.smp, filter.as_deref(), *record)
         }
         Command::Run(run) => {
             let parts = Parts::ready(run.release)?;
@@ -115,7 +123,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// The suite and the backend's tests on every version, for `cargo xtask test`.
 pub(crate) fn check() -> Result<()> {
     let all = |parts: &Parts| -> Result<()> {
-        suite::run(parts, PROCESSORS, None)?;
+        suite::run(parts, PROCESSORS, None, false)?;
         programs(parts, PROCESSORS, BACKEND)
     };
     all(&Parts::ready(Release::V4_17)?)?;
@@ -123,6 +131,8 @@ pub(crate) fn check() -> Result<()> {
         Ok(parts) => all(&parts),
         Err(why) => {
             println!("NOT RUN 4.20: {why:#}");
+            let record = suite::on_record(Release::V4_20)?;
+            println!("on record is {record}");
             Ok(())
         }
     }

@@ -15,6 +15,7 @@ use crate::run::root;
 /// All that a boot needs, unpacked. Made once for each version; `target/xen` may be removed at any time.
 #[derive(Debug)]
 pub(crate) struct Parts {
+    pub(crate) release: Release,
     /// Where packages are unpacked.
     pub(crate) root: PathBuf,
     /// The hypervisor, as QEMU's `-kernel` takes it.
@@ -42,6 +43,7 @@ impl Parts {
         let package =
             fs::read_to_string(&versions).with_context(|| format!("{}", versions.display()))?;
         Ok(Parts {
+            release,
             xen: folder.join("xen"),
             modules: modules(&unpacked)?,
             root: unpacked,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! The behaviour suite on a real Xen: rows that end nothing in one boot, those that crash their domain in another, and a boot for
-//! each that makes Xen panic. Every row of `docs/xen-behaviour.toml` that has a test must have its result.
+//! each that makes Xen panic. Every row of `docs/xen-behaviour.toml` that has a test must have its result, and the one on record.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,6 +14,8 @@ use serde::Deserialize;
 use super::boot::{Boot, End, Log};
 use super::parts::Parts;
 use super::program;
+use super::record::Record;
+use super::release::Release;
 use crate::run::root;
 
 /// How long nothing may be said: longer than any row waits for something that must happen.
@@ -34,30 +36,46 @@ struct Row {
 
 /// How a row fared.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Fared {
+pub(super) enum Fared {
     Passed,
     /// The rig lacks what the row needs.
     Lacking,
     Failed(String),
 }
 
-/// Runs all rows, or those whose id contains `filter`.
-pub(super) fn run(parts: &Parts, smp: u8, filter: Option<&str>) -> Result<()> {
+/// The rows that have a test, and whose id contains `filter`.
+fn rows(filter: Option<&str>) -> Result<Vec<Row>> {
     let path = root().join("docs/xen-behaviour.toml");
     let text = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
     let file: File = toml::from_str(&text)?;
-    let rows: Vec<Row> = file
+    let rows = file
         .row
         .into_iter()
         .filter(|row| row.untested.is_none())
-        .filter(|row| filter.is_none_or(|part| row.id.contains(part)))
-        .collect();
+        .filter(|row| filter.is_none_or(|part| row.id.contains(part)));
+    let rows: Vec<Row> = rows.collect();
     if rows.is_empty() {
         bail!("no row's id contains {:?}", filter.unwrap_or_default());
     }
+    Ok(rows)
+}
+
+/// Where this machine has no packages of a version: what is on record must at least be complete.
+pub(super) fn on_record(release: Release) -> Result<String> {
+    let record = Record::read(release)?;
+    let rows = rows(None)?;
+    let ids = rows.iter().map(|row| row.id.as_str());
+    record.check_complete(ids)?;
+    Ok(record.to_string())
+}
+
+/// Runs all rows, or those whose id contains `filter`, and compares the results with those on record, or `renew`s the record.
+pub(super) fn run(parts: &Parts, smp: u8, filter: Option<&str>, renew: bool) -> Result<()> {
+    let rows = rows(filter)?;
     let suite = program::behaviour()?;
     let mut results = BTreeMap::new();
     let mut wrong = Vec::new();
+    let mut version = String::new();
     let of = |kind: Option<&str>| -> Vec<&str> {
         let same = rows.iter().filter(|row| row.boot.as_deref() == kind);
         same.map(|row| row.id.as_str()).collect()
@@ -79,6 +97,7 @@ pub(super) fn run(parts: &Parts, smp: u8, filter: Option<&str>) -> Result<()> {
             wrong.extend(log.lines.iter().filter(|line| is_crash(line)).cloned());
         }
         results.extend(heard(&log));
+        version = log.version;
     }
     for id in of(Some("panic")) {
         let log = boot(parts, smp, &suite, id, &[id])?;
@@ -88,7 +107,12 @@ pub(super) fn run(parts: &Parts, smp: u8, filter: Option<&str>) -> Result<()> {
         };
         results.insert(id.to_owned(), fared);
     }
-    report(&rows, &results, wrong)
+    report(&version, &rows, &results, wrong)?;
+    let now = Record::new(&version, &results);
+    if renew {
+        return now.write(parts.release);
+    }
+    now.compare(&Record::read(parts.release)?)
 }
 
 /// One boot of the suite.
@@ -141,7 +165,12 @@ fn heard(log: &Log) -> BTreeMap<String, Fared> {
     results
 }
 
-fn report(rows: &[Row], results: &BTreeMap<String, Fared>, mut wrong: Vec<String>) -> Result<()> {
+fn report(
+    version: &str,
+    rows: &[Row],
+    results: &BTreeMap<String, Fared>,
+    mut wrong: Vec<String>,
+) -> Result<()> {
     let known: BTreeSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
     let mut counts = [0; 2];
     for id in &known {
@@ -159,7 +188,7 @@ fn report(rows: &[Row], results: &BTreeMap<String, Fared>, mut wrong: Vec<String
         wrong.push(format!("{id}: a result for no row"));
     }
     println!(
-        "{} of {} rows pass on the real Xen, {} are not possible here",
+        "{} of {} rows pass on {version}, {} are not possible there",
         counts[0],
         known.len(),
         counts[1]

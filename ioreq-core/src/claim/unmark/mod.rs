@@ -41,6 +41,8 @@ pub(crate) enum Look {
     Serving(Gfn),
     /// An answer that the vCPU has not consumed.
     Answered(Gfn),
+    /// Nothing is in flight, but since the page started to leave a write to it has been.
+    Late(Gfn),
 }
 
 /// What the protocol needs of the world.
@@ -76,7 +78,7 @@ pub(crate) enum Step {
 struct Work {
     pages: GfnRange,
     attempts: u32,
-    /// A write to it was seen in flight.
+    /// The guest wrote to it after it had started to leave.
     contended: bool,
 }
 
@@ -140,7 +142,7 @@ impl Unmarker {
         self.unmarked
     }
 
-    /// Of the pages unmarked so far, those that a write was in flight to when they were first to be.
+    /// Of the pages unmarked so far, those that the guest wrote to after they had started to leave.
     pub(crate) fn contended(&self) -> u64 {
         self.contended
     }
@@ -237,6 +239,7 @@ impl Unmarker {
         let mut waiting = Vec::new();
         env.look(&mut |look| match look {
             Look::Waiting(gfn) => waiting.push(gfn),
+            Look::Late(gfn) => contend(batch, gfn),
             Look::Serving(gfn) | Look::Answered(gfn) => {
                 if let Some(member) = batch.pages.get_mut(&gfn.0) {
                     member.contended = true;
@@ -327,7 +330,7 @@ impl Unmarker {
     }
 }
 
-/// A write to the page is in flight.
+/// The guest writes to the page although it leaves.
 fn contend(batch: &mut Batch, gfn: Gfn) {
     if let Some(member) = batch.pages.get_mut(&gfn.0) {
         member.contended = true;

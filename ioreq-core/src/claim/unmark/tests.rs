@@ -201,7 +201,7 @@ fn a_trap_just_before_the_change_gets_its_mark_back() {
 }
 
 #[test]
-fn pages_that_a_write_was_in_flight_to_are_counted_once_they_are_unmarked() {
+fn pages_that_are_written_while_they_leave_are_counted_once_they_are_unmarked() {
     let of = |looks: &[&[Look]]| {
         let looks: Vec<Vec<Look>> = looks.iter().map(|look| look.to_vec()).collect();
         let world = World::of(pages(5, 2)).sees(looks);
@@ -223,6 +223,8 @@ fn pages_that_a_write_was_in_flight_to_are_counted_once_they_are_unmarked() {
     assert_eq!(of(&[&[], &[Look::Waiting(five)]]), (2, 1));
     assert_eq!(of(&[&[], &[], &[Look::Waiting(five)]]), (2, 1));
     assert_eq!(of(&[&[Look::Waiting(Gfn(9))]]), (2, 0), "another page's");
+    // Nothing is in flight now, but was: that is no reason to wait.
+    assert_eq!(of(&[&[Look::Late(five), Look::Late(Gfn(9))]]), (2, 1));
     // One that is wanted again is not unmarked.
     let world = World::of(pages(5, 1)).sees([vec![Look::Answered(five)]]);
     let mut unmarker = Unmarker::default();
