@@ -29,11 +29,11 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
     /// Rounds in which two neighbouring vCPUs write one table, and one of them takes it away under the other's writes.
-    /// [default: 300, on Xen 560].
+    /// [default: 300, on Xen 320].
     #[arg(long, value_parser = value_parser!(u64).range(0..=1_000_000))]
     rounds: Option<u64>,
-    /// Entries that the writer goes on to write then. The page cannot be unmarked before that ends, so it is to last longer than it
-    /// takes the server to try.
+    /// Entries that the writer goes on to write then. A page that is written all the time comes to rest, and is unmarked, only after
+    /// that; it is to last longer than it takes the server to try.
     /// [default: 100, on Xen 16].
     #[arg(long, value_parser = value_parser!(u64).range(0..=1_000_000))]
     after: Option<u64>,
@@ -91,7 +91,7 @@ impl Options {
     }
 
     pub(crate) fn rounds(&self) -> u64 {
-        self.rounds.unwrap_or(self.default(300, 560))
+        self.rounds.unwrap_or(self.default(300, 320))
     }
 
     pub(crate) fn after(&self) -> u64 {

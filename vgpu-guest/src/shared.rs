@@ -4,8 +4,10 @@
 //!
 //! Both write entries of one page table in the same moment, each its own; while one goes on writing, the other takes the table
 //! away from under it, by clearing the directory's entry or by ending the whole address space. So the page is to be unmarked
-//! while a vCPU writes to it. Then the table is linked again, as it is by now, and what the GPU reads through it is compared.
+//! while a vCPU writes to it. Some rounds later the table is linked again, as it is by now, and what the GPU reads through it is
+//! compared.
 
+use alloc::collections::VecDeque;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -16,8 +18,11 @@ use crate::roots::Root;
 use crate::submission::Command;
 use crate::vcpu::Vcpu;
 
-/// Tables that are written in turn; each is 2 MiB of GPU addresses.
-const TABLES: usize = 8;
+/// Tables that are written in turn; each is 2 MiB of GPU addresses. An odd number, so that each side takes each of them.
+const TABLES: usize = 7;
+/// Rounds until a table that was taken away is linked again: by then its page has come to rest, and is unmarked. Fewer than
+/// tables.
+const AWAY: u64 = 3;
 /// Entries in use of each, those of one side the even ones, of the other the odd ones.
 const ENTRIES: usize = 64;
 /// Pages that the tables lead to, and pages that the GPU writes.
@@ -54,6 +59,8 @@ pub(crate) struct Shared {
     /// What the entries of this side hold, by table and entry; 0 for the other side's.
     written: Vec<[u64; ENTRIES]>,
     round: u64,
+    /// Rounds whose tables this side has taken away.
+    away: VecDeque<u64>,
 }
 
 impl Shared {
@@ -78,6 +85,7 @@ impl Shared {
             frames,
             written: vec![written; TABLES],
             round: 0,
+            away: VecDeque::new(),
         }
     }
 
@@ -85,10 +93,17 @@ impl Shared {
         Root::L4(self.frames.root)
     }
 
-    /// Which table a round is about.
-    fn number(&self) -> usize {
-        usize::try_from(self.round / 2).unwrap_or(0) % TABLES
+    /// A table that has been away for long enough.
+    fn due(&mut self) -> Option<usize> {
+        let round = self.round;
+        let since = self.away.pop_front_if(|since| *since + AWAY <= round)?;
+        Some(number(since))
     }
+}
+
+/// Which table a round is about.
+fn number(round: u64) -> usize {
+    usize::try_from(round).unwrap_or(0) % TABLES
 }
 
 /// The entry of `table` in the directory.
@@ -154,7 +169,7 @@ impl<V: Vcpu> Driver<'_, V> {
 
     fn shared_round(&mut self, shared: &mut Shared) -> Result<(), V::Fault> {
         let round = shared.round;
-        let number = shared.number();
+        let number = number(round);
         let ends = round % ENDING == ENDING - 1;
         let writes = round % 2 == shared.meeting.side as u64;
         shared.meeting.meet(self.cpu)?;
@@ -162,8 +177,8 @@ impl<V: Vcpu> Driver<'_, V> {
             self.write_shared(shared, number)?;
         }
         let root = shared.root();
-        let table = shared.frames.tables[number];
-        let at = (shared.frames.directory << 12) + 8 * number as u64;
+        let directory = shared.frames.directory << 12;
+        let at = |number: usize| directory + 8 * number as u64;
         if writes {
             shared.meeting.begun(self.cpu, round)?;
             let mut after = 0;
@@ -178,21 +193,23 @@ impl<V: Vcpu> Driver<'_, V> {
             shared.meeting.await_begun(self.cpu, round)?;
             match ends {
                 true => self.destroy_root(root)?,
-                false => self.cpu.store64(at, 0)?,
+                false => self.cpu.store64(at(number), 0)?,
             }
             shared.meeting.taken(self.cpu, round)?;
         }
         shared.meeting.meet(self.cpu)?;
         self.check_shared(shared, number)?;
-        if writes {
-            return Ok(());
+        match (writes, ends) {
+            (true, _) => {}
+            (false, true) => self.create_root(root)?,
+            (false, false) => shared.away.push_back(round),
         }
-        match ends {
-            true => self.create_root(root)?,
-            false => self.cpu.store64(at, link(table))?,
-        }
-        if round % READING < 2 {
-            self.read_shared(shared, number)?;
+        if let Some(number) = shared.due() {
+            self.cpu
+                .store64(at(number), link(shared.frames.tables[number]))?;
+            if round % READING < 2 {
+                self.read_shared(shared, number)?;
+            }
         }
         Ok(())
     }

@@ -120,11 +120,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// The suite and the backend's tests on every version, for `cargo xtask test`.
+/// The suite, the backend's tests and the main job on every version, for `cargo xtask test`.
 pub(crate) fn check() -> Result<()> {
     let all = |parts: &Parts| -> Result<()> {
         suite::run(parts, PROCESSORS, None, false)?;
-        programs(parts, PROCESSORS, BACKEND)
+        programs(parts, PROCESSORS, BACKEND)?;
+        let json = ["--json".to_owned()];
+        let log = job::run(parts, job::PROCESSORS, "vgpu", job::VCPUS, &json)?;
+        main_job::check_on_xen(job::said(&log))
     };
     all(&Parts::ready(Release::V4_17)?)?;
     match Parts::ready(Release::V4_20) {

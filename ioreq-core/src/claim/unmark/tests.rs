@@ -327,6 +327,10 @@ fn a_refused_grace_period_leaves_everything_marked_and_served() {
     assert_eq!(world.marked.borrow().len(), 3);
     assert!(world.parked.borrow().is_empty());
     assert_eq!(unmarker.stubborn().len(), 3);
+    assert_eq!(unmarker.refused(), 1);
+    unmarker.retry_stubborn();
+    settle(&mut unmarker, &world);
+    assert_eq!(unmarker.refused(), 2, "who waits for the pages sees it");
     *world.fail_grace.borrow_mut() = Some(libc::ESRCH);
     unmarker.retry_stubborn();
     settle(&mut unmarker, &world);
@@ -334,6 +338,20 @@ fn a_refused_grace_period_leaves_everything_marked_and_served() {
         world.leaving.borrow().is_empty(),
         "a domain that is gone has no pages"
     );
+}
+
+#[test]
+fn a_refusal_does_not_make_forget_that_the_guest_wrote() {
+    let world = World::of(pages(5, 2)).sees([vec![Look::Late(Gfn(5))]]);
+    *world.fail_grace.borrow_mut() = Some(libc::EAGAIN);
+    let mut unmarker = Unmarker::default();
+    unmarker.push(pages(5, 2));
+    settle(&mut unmarker, &world);
+    assert_eq!((unmarker.unmarked(), unmarker.contended()), (0, 0));
+    *world.fail_grace.borrow_mut() = None;
+    unmarker.retry_stubborn();
+    settle(&mut unmarker, &world);
+    assert_eq!((unmarker.unmarked(), unmarker.contended()), (2, 1));
 }
 
 #[test]
