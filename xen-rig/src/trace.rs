@@ -38,6 +38,8 @@ impl Calls {
 struct Thread {
     tid: pid_t,
     stopped: bool,
+    /// The call that attaching interrupted: it is begun anew, which is our doing.
+    interrupted: Option<u64>,
     calls: Calls,
 }
 
@@ -64,7 +66,11 @@ fn waited() -> io::Result<Option<(pid_t, c_int)>> {
 
 impl Thread {
     fn attach(pid: u32, tid: pid_t) -> io::Result<Self> {
-        let name = fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm"))?;
+        let about = |what| fs::read_to_string(format!("/proc/{pid}/task/{tid}/{what}"));
+        let name = about("comm")?;
+        // "running", or the number of the call that the thread waits in.
+        let waits = about("syscall")?;
+        let call = waits.split_whitespace().next();
         let options =
             ptr::without_provenance_mut(libc::PTRACE_O_TRACESYSGOOD.unsigned_abs() as usize);
         ptrace(libc::PTRACE_SEIZE, tid, 0, options)?;
@@ -72,6 +78,7 @@ impl Thread {
         Ok(Thread {
             tid,
             stopped: false,
+            interrupted: call.and_then(|number| number.parse().ok()),
             calls: Calls {
                 thread: name.trim().into(),
                 counts: BTreeMap::new(),
@@ -96,6 +103,12 @@ impl Thread {
         }
         // SAFETY: the member that goes with this `op`.
         let entry = unsafe { info.u.entry };
+        let again = self.interrupted.take();
+        if again == Some(entry.nr)
+            || again.is_some() && entry.nr == libc::SYS_restart_syscall.unsigned_abs()
+        {
+            return Ok(());
+        }
         let is_ioctl = entry.nr == libc::SYS_ioctl.unsigned_abs();
         let request = if is_ioctl { entry.args[1] } else { 0 };
         *self.calls.counts.entry((entry.nr, request)).or_default() += 1;
@@ -111,7 +124,8 @@ impl Thread {
     }
 }
 
-/// Counts the system calls that the threads of process `pid` begin until `done` says so, which is asked again and again.
+/// Counts the system calls that the threads of process `pid` begin until `done` says so, which is asked again and again. A call that
+/// attaching interrupts, and that begins anew, does not count.
 ///
 /// # Errors
 /// The system's; also if the process has other children waited for, or ends meanwhile.

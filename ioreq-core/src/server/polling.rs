@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 /// How a worker waits for the next request.
 ///
 /// While it polls, event channels stay masked and a request costs one notification and no other system call (where the
-/// kernel's clock is read without one). It polls once the last requests have come within `longest` of an answer, for at most
-/// twice the time that they took; it stops when that does not bring the next request sooner than a sleep does, and tries again,
-/// less and less often.
+/// kernel's clock is read without one). It polls once the last requests have come within `longest` of an answer: for at most
+/// twice the time that they took, and for `longest` where polling has helped every time lately, so that one late request costs no
+/// sleep. It stops when polling does not bring the next request sooner than a sleep does, and tries again, less and less often.
 ///
 /// ```
 /// use std::time::Duration;
@@ -193,7 +193,10 @@ impl Spin {
             self.polls = REFRESH;
             return Wait::Sleep;
         }
-        Wait::Poll((self.asleep() * 2).min(self.longest))
+        Wait::Poll(match self.credit {
+            CREDIT => self.longest,
+            _ => (self.asleep() * 2).min(self.longest),
+        })
     }
 
     fn helped(&mut self) {
@@ -298,6 +301,20 @@ mod tests {
             world.polling = Some(10);
             assert_eq!(world.sleeps(20), 0);
         }
+    }
+
+    /// One that is late is no reason to sleep where polling helps; the next is not waited for as long.
+    #[test]
+    fn one_late_request_costs_no_sleep() {
+        let mut world = World::new(LONGEST, Some(10), 30);
+        world.sleeps(20);
+        world.polling = Some(150);
+        assert_eq!(world.sleeps(1), 0);
+        assert_eq!(world.sleeps(1), 1, "twice in a row");
+        world.polling = Some(10);
+        assert_eq!(world.sleeps(20), 0);
+        world.polling = Some(150);
+        assert_eq!(world.sleeps(1), 0, "trusted again");
     }
 
     #[test]
