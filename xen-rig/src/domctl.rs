@@ -35,6 +35,9 @@ const SET_PAGING_MEMPOOL: u32 = 86;
 /// `XEN_DOMCTL_SHADOW_OP_OFF` and `…_ENABLE_LOGDIRTY`
 const LOG_DIRTY: [u32; 2] = [0, 2];
 
+/// `XEN_DOMCTL_SHADOW_OP_CLEAN`
+const CLEAN: u32 = 11;
+
 /// What kind of domain is wanted.
 #[derive(Debug, Clone, Copy)]
 pub struct Kind {
@@ -188,6 +191,24 @@ pub(crate) fn next(xen: &Privcmd, domid: u16) -> io::Result<Option<u16>> {
 pub(crate) fn log_dirty(xen: &Privcmd, domid: u16, on: bool) -> io::Result<()> {
     let mut domctl = op(SHADOW_OP, domid).u32(0, LOG_DIRTY[usize::from(on)]);
     domctl.simple(xen).map(drop)
+}
+
+/// Which of the first `pages` frames were written since the last look, in log-dirty mode.
+pub(crate) fn dirty(xen: &Privcmd, domid: u16, pages: u64) -> io::Result<Vec<u64>> {
+    // op u32 @0, bitmap u64 @16, its number of pages u64 @24
+    let bytes = usize::try_from(pages.div_ceil(8)).map_err(io::Error::other)?;
+    let mut bits = vec![0_u8; bytes];
+    let mut domctl = op(SHADOW_OP, domid)
+        .u32(0, CLEAN)
+        .u64(16, bits.as_mut_ptr() as u64)
+        .u64(24, pages);
+    // SAFETY: the bitmap has a bit for each of the pages that are given.
+    unsafe { domctl.call(xen) }?;
+    let is = |gfn: &u64| {
+        let byte = usize::try_from(gfn / 8).ok().and_then(|at| bits.get(at));
+        byte.is_some_and(|byte| byte >> (gfn % 8) & 1 == 1)
+    };
+    Ok((0..pages).filter(is).collect())
 }
 
 pub(crate) fn max_vcpus(xen: &Privcmd, domid: u16, vcpus: u32) -> io::Result<()> {

@@ -166,6 +166,14 @@ impl Guest {
         domctl::log_dirty(&self.inner.xen, self.inner.domid, on)
     }
 
+    /// Which of the first `pages` frames were written since the last look, in log-dirty mode; ascending.
+    ///
+    /// # Errors
+    /// Xen's.
+    pub fn dirty(&self, pages: u64) -> io::Result<Vec<u64>> {
+        domctl::dirty(&self.inner.xen, self.inner.domid, pages)
+    }
+
     /// Has an idle vCPU execute `program`; returns at once.
     ///
     /// # Errors
