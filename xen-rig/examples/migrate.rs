@@ -17,8 +17,8 @@ use ioreq_core::handler::{
 };
 use ioreq_core::server::{Exit, IoreqServer, life_line};
 use ioreq_core::{
-    BufIoreq, DomId, DomainState, ErrorKind, Gfn, GfnRange, GuestMap, Interrupts, MemTypes,
-    MmioRange, PortRange, ShutdownReason, Transport,
+    BufIoreq, DomId, DomainState, ErrorKind, Gfn, GfnRange, GuestMap, MemTypes, MmioRange,
+    PortRange, ShutdownReason, Transport,
 };
 use ioreq_xen::{Handles, XenHypervisor};
 use vm_memory::{Bytes, GuestAddress};
@@ -344,11 +344,6 @@ fn restricted_life(xen: &Arc<Privcmd>) -> Result<(), Failure> {
     hv.vcpus()?;
     hv.server_info(server.id())?;
     hv.set_server_state(server.id(), true)?;
-    hv.set_isa_irq(4, true).or_else(|err| match err.errno() {
-        // No interrupt controller is emulated for the rig's domains.
-        Some(libc_einval) if libc_einval == 22 => Ok(()),
-        _ => Err(err),
-    })?;
     let id = hv.create_server(BufIoreq::Off)?;
     hv.claim_mem_type(id)?;
     hv.disclaim_mem_type(id)?;

@@ -30,7 +30,7 @@ use crate::main_job;
 /// Of the machine, if nobody says otherwise: the steadiest.
 const PROCESSORS: u8 = 1;
 /// What the backend is tested with, in one boot.
-const BACKEND: &[&str] = &["backend", "linux", "kills"];
+const BACKEND: &[&str] = &["backend", "linux", "migrate", "kills"];
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
