@@ -132,6 +132,7 @@ const PARTS: &[Part] = &[
             &[
                 "claim_oracle",
                 "server_claim_end",
+                "server_parking",
                 "server_quiesce",
                 "server_take_over",
                 "server_track*",

@@ -190,22 +190,11 @@ impl Ledger {
         Ok(())
     }
 
-    /// What is tracked, or would be if tracking were not suspended, with the name of its tracker; in order.
-    pub(crate) fn tracked<H: Hypervisor>(&self, core: &Core<H>) -> Vec<(Arc<str>, GfnRange)> {
-        let mut tracked = Suspended::default();
-        for gfn in core.pages.ranges().iter().flat_map(GfnRange::iter) {
-            let route = core.pages.route_of(gfn);
-            if let Some(route) = route.filter(|route| !route.is_leaving()) {
-                tracked.add(gfn, route);
-            }
-        }
-        let suspended = self.suspended.iter().flat_map(Suspended::runs);
-        let all = tracked.runs().chain(suspended);
-        let mut all: Vec<_> = all
-            .map(|(pages, route)| (Arc::clone(&route.tracker.name), *pages))
-            .collect();
-        all.sort_by_key(|(_, pages)| pages.first());
-        all
+    /// What would be tracked if tracking were not suspended, with the name of its tracker; in order. At rest that is all: see
+    /// [`quiesce`](crate::server::IoreqServer::quiesce).
+    pub(crate) fn tracked(&self) -> impl Iterator<Item = (&Arc<str>, GfnRange)> {
+        let runs = self.suspended.iter().flat_map(Suspended::runs);
+        runs.map(|(pages, route)| (&route.tracker.name, *pages))
     }
 
     /// The claim is gone, and nothing is to be tracked again.

@@ -84,11 +84,11 @@ impl SavedServer {
         drop(known);
         let ledger = core.ledger();
         let mut trackers: Vec<SavedTracker> = Vec::new();
-        for (name, pages) in ledger.tracked(core) {
-            match trackers.iter_mut().find(|known| *known.name == *name) {
+        for (name, pages) in ledger.tracked() {
+            match trackers.iter_mut().find(|known| *known.name == **name) {
                 Some(known) => known.pages.push(pages),
                 None => trackers.push(SavedTracker {
-                    name: owned(&name),
+                    name: owned(name),
                     pages: vec![pages],
                 }),
             }
