@@ -265,11 +265,14 @@ impl<H: Hypervisor> Group<H> {
                     guard.quiesce();
                 }
             }
-            self.unmask();
-            // A request that came before the unmask has no event to wake us.
-            if self.pass(core) > 0 {
-                spin.served(Instant::now);
-                continue;
+            // Ports that were unmasked before the last look have told of what came after it, or will.
+            if !self.masked.is_empty() {
+                self.unmask();
+                // A request that came before the unmask has no event to wake us.
+                if self.pass(core) > 0 {
+                    spin.served(Instant::now);
+                    continue;
+                }
             }
             // The looks above take wake-ups; who stops the worker sets the flag first, and then wakes it.
             if stop.is_set() {
@@ -277,6 +280,11 @@ impl<H: Hypervisor> Group<H> {
             }
             if let Err(exit) = self.sleep(core) {
                 return Some(exit);
+            }
+            // On a processor that they share the guest goes on when the worker sleeps again, not when it is answered: what can be
+            // done before the answer is.
+            if spin.sleeps_next() {
+                self.unmask();
             }
         }
     }

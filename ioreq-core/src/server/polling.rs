@@ -179,9 +179,19 @@ impl Spin {
         false
     }
 
+    /// Whether the next wait is a sleep from its beginning.
+    pub(super) fn sleeps_next(&self) -> bool {
+        self.longest.is_zero() || self.skip > 0 || self.is_seldom()
+    }
+
+    /// Whether the last requests did not come soon.
+    fn is_seldom(&self) -> bool {
+        self.asleep.iter().any(|gap| *gap > self.longest)
+    }
+
     /// For the time that begins now.
     fn choose(&mut self) -> Wait {
-        if self.asleep.iter().any(|gap| *gap > self.longest) {
+        if self.is_seldom() {
             return Wait::Sleep;
         }
         if self.skip > 0 {
