@@ -52,7 +52,15 @@ fn bare(what: &str) -> Command {
 /// An example of a package, optimised.
 pub(crate) fn fast_example(package: &str, name: &str) -> Result<PathBuf> {
     build(
-        &["build", "--release", "-p", package, "--example", name],
+        &[
+            "build",
+            "--profile",
+            "bench",
+            "-p",
+            package,
+            "--example",
+            name,
+        ],
         name,
     )
 }
