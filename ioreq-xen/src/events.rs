@@ -3,11 +3,11 @@
 //! Event channels over `/dev/xen/evtchn`.
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use ioreq_core::{DomId, Error, ErrorKind, EventChannels, EvtchnPort, LocalPort, Op, Result};
 
-use crate::sys::Evtchn;
+use crate::sys::{DOMID_SELF, Evtchn};
 
 /// A handle on event channels: one open `/dev/xen/evtchn`, for one worker. Made by
 /// [`XenHypervisor::open_events`](ioreq_core::Transport::open_events). Closing it unbinds its ports.
@@ -33,6 +33,8 @@ pub struct XenEvents {
     domid: DomId,
     /// What is bound, for [`EventChannels::recover`] and to tell strangers. Not touched by `notify`.
     ports: RwLock<Vec<LocalPort>>,
+    /// An event channel from this handle to itself: notifying the port wakes who waits here.
+    waking: OnceLock<LocalPort>,
 }
 
 impl XenEvents {
@@ -41,7 +43,20 @@ impl XenEvents {
             evtchn,
             domid,
             ports: RwLock::default(),
+            waking: OnceLock::new(),
         }
+    }
+
+    /// Binds both ends of a channel to this handle: the one that is notified, and the one that fires.
+    fn bind_to_itself(&self) -> Result<(LocalPort, LocalPort), i32> {
+        let notified = self.evtchn.bind_unbound()?;
+        let fires = self
+            .evtchn
+            .bind(DomId(DOMID_SELF), EvtchnPort(notified.0))
+            .inspect_err(|_| {
+                let _unbound = self.evtchn.unbind(notified);
+            })?;
+        Ok((notified, fires))
     }
 
     fn error(&self, errno: i32) -> Error {
@@ -126,6 +141,27 @@ impl EventChannels for XenEvents {
         self.evtchn
             .unmask(&self.read())
             .map_err(|err| self.io_error(&err))
+    }
+
+    /// Not with a file that was restricted before: it may bind one domain's ports only.
+    fn prepare_to_wait(&self) -> bool {
+        match self.bind_to_itself() {
+            Ok((notified, fires)) => {
+                self.write().push(fires);
+                self.waking.set(notified).is_ok()
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn set_waiting(&self, on: bool) -> Result<()> {
+        self.evtchn
+            .set_blocking(on && self.waking.get().is_some())
+            .map_err(|errno| self.error(errno))
+    }
+
+    fn wake(&self) -> Result<()> {
+        self.waking.get().map_or(Ok(()), |port| self.notify(*port))
     }
 }
 

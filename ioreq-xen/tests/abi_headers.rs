@@ -57,6 +57,10 @@ fn ioctls_are_what_linux_says() {
             "IOCTL_EVTCHN_BIND_INTERDOMAIN",
             IOCTL_EVTCHN_BIND_INTERDOMAIN,
         ),
+        (
+            "IOCTL_EVTCHN_BIND_UNBOUND_PORT",
+            IOCTL_EVTCHN_BIND_UNBOUND_PORT,
+        ),
         ("IOCTL_EVTCHN_UNBIND", IOCTL_EVTCHN_UNBIND),
         ("IOCTL_EVTCHN_NOTIFY", IOCTL_EVTCHN_NOTIFY),
         ("IOCTL_EVTCHN_RESET", IOCTL_EVTCHN_RESET),
@@ -106,6 +110,11 @@ fn ioctls_are_what_linux_says() {
             "ioctl_evtchn_bind_interdomain",
             EvtchnBindInterdomain,
             [remote_domain = "remote_domain", remote_port = "remote_port"]
+        ),
+        &offsets!(
+            "ioctl_evtchn_bind_unbound_port",
+            EvtchnBindUnboundPort,
+            [remote_domain = "remote_domain"]
         ),
         &offsets!("ioctl_evtchn_unbind", EvtchnPortArg, [port = "port"]),
         &offsets!("ioctl_evtchn_notify", EvtchnPortArg, [port = "port"]),

@@ -345,6 +345,18 @@ impl<E: EventChannels> EventChannels for MortalEvents<E> {
     fn recover(&self) -> Result<()> {
         self.inner.recover()
     }
+
+    fn prepare_to_wait(&self) -> bool {
+        self.inner.prepare_to_wait()
+    }
+
+    fn set_waiting(&self, on: bool) -> Result<()> {
+        self.inner.set_waiting(on)
+    }
+
+    fn wake(&self) -> Result<()> {
+        self.inner.wake()
+    }
 }
 
 impl<H: Hypervisor> GuestMap for Mortal<H> {

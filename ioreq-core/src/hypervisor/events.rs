@@ -75,4 +75,29 @@ pub trait EventChannels: AsRawFd + Send + Sync + 'static {
     /// # Errors
     /// When the kernel refuses.
     fn recover(&self) -> Result<()>;
+
+    /// Makes the handle able to wait in [`pending`](Self::pending) and to be [woken](Self::wake) from there: called once, before
+    /// anything is bound. False, and nothing has changed, where the system cannot.
+    fn prepare_to_wait(&self) -> bool {
+        false
+    }
+
+    /// While `on`, [`pending`](Self::pending) waits for an event, so that a worker need not wait for the descriptor before. Only
+    /// for a handle that was [prepared](Self::prepare_to_wait) for it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn set_waiting(&self, on: bool) -> Result<()> {
+        let _on = on;
+        Ok(())
+    }
+
+    /// Ends a wait in [`pending`](Self::pending) from any thread, now or the next. Nothing for a handle that was not
+    /// [prepared](Self::prepare_to_wait).
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn wake(&self) -> Result<()> {
+        Ok(())
+    }
 }

@@ -72,14 +72,17 @@ pub(super) struct GroupParts<E> {
     waker: Arc<Waker>,
     members: Vec<Member>,
     ring_port: Option<LocalPort>,
+    waits: bool,
 }
 
 impl<E: EventChannels> GroupParts<E> {
     pub(super) fn new(index: usize, events: E, waker: Arc<Waker>) -> Self {
+        let waits = events.prepare_to_wait();
         GroupParts {
             index,
             events,
             waker,
+            waits,
             members: Vec::new(),
             ring_port: None,
         }
@@ -116,6 +119,8 @@ pub(crate) struct Group<H: Hypervisor> {
     ring_port: Option<LocalPort>,
     waker: Arc<Waker>,
     polling: Polling,
+    /// The event channels can be waited in: one system call less than to wait for their descriptor, and then to read it.
+    waits: bool,
 }
 
 impl<H: Hypervisor> Group<H> {
@@ -132,6 +137,7 @@ impl<H: Hypervisor> Group<H> {
             waker,
             members,
             ring_port,
+            waits,
         } = parts;
         let io = |err: std::io::Error| Error::from_io(Op::Serve, &err);
         let epoll = Epoll::new().map_err(io)?;
@@ -145,11 +151,16 @@ impl<H: Hypervisor> Group<H> {
                 )
                 .map_err(io)?;
         }
-        let ports = members.len() + 1;
+        // A member's each, the ring's, and one that only wakes.
+        let ports = members.len() + 2;
+        let events = Arc::new(events);
+        if waits {
+            waker.wakes(Arc::clone(&events) as _);
+        }
         let service = Service {
             index,
             members,
-            events: Arc::new(events),
+            events,
             memory,
             // Fetched at the first look, if it has changed since.
             memory_epoch,
@@ -166,10 +177,12 @@ impl<H: Hypervisor> Group<H> {
             service,
             epoll,
             masked: Vec::with_capacity(ports),
-            fired: vec![LocalPort(0); ports.max(8)].into(),
+            // Room for one more than can fire: a look that does not fill it has seen all.
+            fired: vec![LocalPort(0); (ports + 1).max(8)].into(),
             ring_port,
             waker,
             polling: options.polling_policy(),
+            waits,
         })
     }
 
@@ -241,10 +254,24 @@ impl<H: Hypervisor> Group<H> {
 
     /// A worker's life: serve while requests come, poll for a while, sleep.
     pub(super) fn work(&mut self, core: &Core<H>, stop: &Stop) -> Option<Exit> {
-        let exit = self.work_until(core, stop);
+        let exit = match self.set_waiting(true) {
+            Ok(()) => self.work_until(core, stop),
+            Err(err) => Some(Exit::Failed(err)),
+        };
+        // Whoever serves next may have an event loop, which must not wait anywhere else.
+        if let Err(err) = self.set_waiting(false) {
+            tracing::error!(%err, "event channels go on waiting");
+        }
         // The mappings of a domain that is gone would keep it as a zombie for as long as the server is kept.
         self.service.refresh_memory(core);
         exit
+    }
+
+    fn set_waiting(&self, on: bool) -> crate::error::Result<()> {
+        if self.waits {
+            self.service.events.set_waiting(on)?;
+        }
+        Ok(())
     }
 
     fn work_until(&mut self, core: &Core<H>, stop: &Stop) -> Option<Exit> {
@@ -294,6 +321,9 @@ impl<H: Hypervisor> Group<H> {
         self.service.count(|counters| counters.sleeps.bump());
         let mut ready = [EpollEvent::default(); 2];
         let timeout = self.service.patience();
+        if self.waits && timeout < 0 {
+            return self.take_events();
+        }
         let count = match self.epoll.wait(timeout, &mut ready) {
             Ok(count) => count,
             Err(err) if err.kind() == std::io::ErrorKind::Interrupted => 0,

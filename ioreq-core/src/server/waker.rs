@@ -2,18 +2,22 @@
 
 //! Wakes a service group from any thread.
 
+use std::fmt;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, OnceLock};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::error::{Error, Op, Result};
+use crate::hypervisor::EventChannels;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// An eventfd that is written to only when nobody has done so since the last look.
-#[derive(Debug)]
 pub(super) struct Waker {
     fd: EventFd,
     signalled: AtomicBool,
+    /// Of a group whose worker waits in these, instead of for `fd`.
+    events: OnceLock<Arc<dyn EventChannels>>,
 }
 
 impl Waker {
@@ -22,17 +26,29 @@ impl Waker {
         Ok(Waker {
             fd,
             signalled: AtomicBool::new(false),
+            events: OnceLock::new(),
         })
+    }
+
+    /// From now on these are woken, too. Before there is anybody to wake.
+    pub(super) fn wakes(&self, events: Arc<dyn EventChannels>) {
+        let _once = self.events.set(events);
     }
 
     /// Makes the group look at its queues.
     pub(super) fn wake(&self) {
         // AcqRel: what was queued before this is visible to the worker whose `take` sees the flag.
-        if !self.signalled.swap(true, Ordering::AcqRel)
-            && let Err(err) = self.fd.write(1)
-        {
+        if self.signalled.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if let Err(err) = self.fd.write(1) {
             // The counter is full: then it is readable, which is all that is wanted.
             tracing::debug!(%err, "eventfd write");
+        }
+        if let Some(events) = self.events.get()
+            && let Err(err) = events.wake()
+        {
+            tracing::error!(%err, "a worker could not be woken");
         }
     }
 
@@ -48,6 +64,14 @@ impl Waker {
         let _empty = self.fd.read();
         // AcqRel: pairs with the swap in `wake`; what was queued before it is visible from here on.
         self.signalled.swap(false, Ordering::AcqRel)
+    }
+}
+
+impl fmt::Debug for Waker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Waker")
+            .field("signalled", &self.signalled)
+            .finish_non_exhaustive()
     }
 }
 

@@ -26,6 +26,18 @@ pub struct EvtchnBindInterdomain {
     pub remote_port: c_uint,
 }
 
+/// `struct ioctl_evtchn_bind_unbound_port`: the ioctl returns the local port.
+///
+/// ```
+/// assert_eq!(std::mem::size_of::<ioreq_xen::abi::EvtchnBindUnboundPort>(), 4);
+/// ```
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct EvtchnBindUnboundPort {
+    /// The domain that may bind its other end.
+    pub remote_domain: c_uint,
+}
+
 /// `struct ioctl_evtchn_unbind` and `struct ioctl_evtchn_notify`: a local port.
 ///
 /// ```
@@ -53,6 +65,9 @@ pub struct EvtchnRestrictDomid {
 /// `IOCTL_EVTCHN_BIND_INTERDOMAIN`
 pub const IOCTL_EVTCHN_BIND_INTERDOMAIN: c_ulong =
     ioctl_expr(_IOC_NONE, E, 1, size::<EvtchnBindInterdomain>());
+/// `IOCTL_EVTCHN_BIND_UNBOUND_PORT`
+pub const IOCTL_EVTCHN_BIND_UNBOUND_PORT: c_ulong =
+    ioctl_expr(_IOC_NONE, E, 2, size::<EvtchnBindUnboundPort>());
 /// `IOCTL_EVTCHN_UNBIND`
 pub const IOCTL_EVTCHN_UNBIND: c_ulong = ioctl_expr(_IOC_NONE, E, 3, size::<EvtchnPortArg>());
 /// `IOCTL_EVTCHN_NOTIFY`
@@ -65,6 +80,7 @@ pub const IOCTL_EVTCHN_RESTRICT_DOMID: c_ulong =
 
 const _: () = {
     assert!(size_of::<EvtchnBindInterdomain>() == 8);
+    assert!(size_of::<EvtchnBindUnboundPort>() == 4);
     assert!(size_of::<EvtchnPortArg>() == 4);
     assert!(size_of::<EvtchnRestrictDomid>() == 2);
 };

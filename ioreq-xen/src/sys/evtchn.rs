@@ -15,7 +15,10 @@ use crate::abi::*;
 /// Most ports that one read or write moves here. The kernel's limit is a page of them.
 const PORTS: usize = 64;
 
-/// An open `/dev/xen/evtchn`, which does not block.
+/// `DOMID_SELF`
+pub(crate) const DOMID_SELF: u16 = 0x7ff0;
+
+/// An open `/dev/xen/evtchn`, which does not block unless told to.
 #[derive(Debug)]
 pub(crate) struct Evtchn {
     file: File,
@@ -29,12 +32,32 @@ impl Evtchn {
 
     /// A handle that somebody else opened; made not to block.
     pub(crate) fn from_owned_fd(fd: OwnedFd) -> Result<Self, Errno> {
-        let raw = fd.as_raw_fd();
+        let evtchn = Evtchn { file: fd.into() };
+        evtchn.set_blocking(false)?;
+        Ok(evtchn)
+    }
+
+    /// Whether [`read`](Self::read) waits for a port.
+    pub(crate) fn set_blocking(&self, on: bool) -> Result<(), Errno> {
+        let raw = self.as_raw_fd();
         // SAFETY: F_GETFL takes no argument, and touches no memory.
         let flags = retry(|| unsafe { libc::fcntl(raw, libc::F_GETFL) })?;
+        let flags = match on {
+            true => flags & !libc::O_NONBLOCK,
+            false => flags | libc::O_NONBLOCK,
+        };
         // SAFETY: F_SETFL takes a number, and touches no memory.
-        retry(|| unsafe { libc::fcntl(raw, libc::F_SETFL, flags | libc::O_NONBLOCK) })?;
-        Ok(Evtchn { file: fd.into() })
+        retry(|| unsafe { libc::fcntl(raw, libc::F_SETFL, flags) }).map(drop)
+    }
+
+    /// A port of this domain's for this very domain to bind.
+    pub(crate) fn bind_unbound(&self) -> Result<LocalPort, Errno> {
+        let arg = EvtchnBindUnboundPort {
+            remote_domain: DOMID_SELF.into(),
+        };
+        // SAFETY: BIND_UNBOUND_PORT reads `arg`.
+        let port = retry(|| unsafe { ioctl_with_ref(self, IOCTL_EVTCHN_BIND_UNBOUND_PORT, &arg) })?;
+        Ok(LocalPort(port.cast_unsigned()))
     }
 
     pub(crate) fn bind(&self, domid: DomId, remote: EvtchnPort) -> Result<LocalPort, Errno> {
@@ -71,7 +94,7 @@ impl Evtchn {
         retry(|| unsafe { ioctl_with_ref(self, IOCTL_EVTCHN_RESTRICT_DOMID, &arg) }).map(drop)
     }
 
-    /// Ports that fired, at most as many as `ports` has room for. Never waits.
+    /// Ports that fired, at most as many as `ports` has room for. Waits only if [told to](Self::set_blocking).
     pub(crate) fn read(&self, ports: &mut [LocalPort]) -> io::Result<usize> {
         let mut bytes = [[0; 4]; PORTS];
         let room = ports.len().min(bytes.len());

@@ -9,7 +9,7 @@ mod open;
 mod place;
 mod privcmd;
 
-pub(crate) use evtchn::Evtchn;
+pub(crate) use evtchn::{DOMID_SELF, Evtchn};
 pub(crate) use hypercall::DomainInfo;
 pub(crate) use place::{Place, Reservation};
 pub(crate) use privcmd::AcquiredPage;
