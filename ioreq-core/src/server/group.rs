@@ -302,16 +302,28 @@ impl<H: Hypervisor> Group<H> {
                 }
             }
             // The looks above take wake-ups; who stops the worker sets the flag first, and then wakes it.
+            while !stop.is_set() {
+                if let Err(exit) = self.sleep(core) {
+                    return Some(exit);
+                }
+                if !spin.sleeps_next() {
+                    break;
+                }
+                // On a processor that they share the guest goes on when the worker sleeps again, not when it is answered. So as little
+                // as possible comes in between: ports are unmasked before the answer, and where the next request is not expected soon,
+                // there is no second look: what comes after the first has an event.
+                self.unmask();
+                if !spin.is_seldom() || self.pass(core) == 0 {
+                    break;
+                }
+                let now = Instant::now();
+                spin.served(|| now);
+                if spin.again(|| now) {
+                    break;
+                }
+            }
             if stop.is_set() {
                 return None;
-            }
-            if let Err(exit) = self.sleep(core) {
-                return Some(exit);
-            }
-            // On a processor that they share the guest goes on when the worker sleeps again, not when it is answered: what can be
-            // done before the answer is.
-            if spin.sleeps_next() {
-                self.unmask();
             }
         }
     }

@@ -185,7 +185,7 @@ impl Spin {
     }
 
     /// Whether the last requests did not come soon.
-    fn is_seldom(&self) -> bool {
+    pub(super) fn is_seldom(&self) -> bool {
         self.asleep.iter().any(|gap| *gap > self.longest)
     }
 
