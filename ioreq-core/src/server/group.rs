@@ -292,14 +292,11 @@ impl<H: Hypervisor> Group<H> {
                     guard.quiesce();
                 }
             }
-            // Ports that were unmasked before the last look have told of what came after it, or will.
-            if !self.masked.is_empty() {
-                self.unmask();
-                // A request that came before the unmask has no event to wake us.
-                if self.pass(core) > 0 {
-                    spin.served(Instant::now);
-                    continue;
-                }
+            self.unmask();
+            // A request that came before the unmask has no event to wake us.
+            if self.pass(core) > 0 {
+                spin.served(Instant::now);
+                continue;
             }
             // The looks above take wake-ups; who stops the worker sets the flag first, and then wakes it.
             while !stop.is_set() {
