@@ -2,147 +2,18 @@
 
 //! Guest memory that is replaced while a server runs: workers take the new one up, and nobody keeps the old one.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+#[path = "support/wrapped.rs"]
+mod wrapped;
+
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use ioreq::handler::{Access, Context, MutHandler, ReadOutcome, WriteOutcome};
-use ioreq::hypervisor::{Intx, SharedPage};
-use ioreq::memory::MappedRegion;
 use ioreq::server::{Exit, IoreqServer, Polling};
-use ioreq::sim::{Domain, DomainConfig, Machine, SimEvents, SimHypervisor, SimMemory};
-use ioreq::{
-    BufIoreq, DomId, DomainState, GfnRange, GuestMap, Interrupts, IoRange, MarkAuthority, MemTypes,
-    MmioRange, P2mType, Result, Sbdf, ServerId, ServerInfo, Transport, VcpuId,
-};
-use vm_memory::GuestRegionCollection;
+use ioreq::sim::{Domain, DomainConfig, Machine};
+use ioreq::{GuestMap, MmioRange, VcpuId};
 
-/// The model, but its guest memory is replaced as Xen's backend replaces it.
-struct Replacing {
-    sim: SimHypervisor,
-    current: Mutex<Arc<Memory>>,
-    generation: AtomicU64,
-    /// Run once, by the next worker that looks: between its check whether it is to stop and its sleep.
-    hook: Mutex<Option<Box<dyn FnOnce() + Send>>>,
-}
-
-type Memory = GuestRegionCollection<MappedRegion>;
-
-impl Replacing {
-    fn new(domain: &Domain) -> Self {
-        let sim = domain.hypervisor();
-        let current = Mutex::new(fresh(&sim));
-        Replacing {
-            sim,
-            current,
-            generation: AtomicU64::new(0),
-            hook: Mutex::new(None),
-        }
-    }
-
-    /// Replaces the memory; gives what is left of the old one.
-    fn replace(&self) -> Weak<Memory> {
-        let mut current = self.current.lock().unwrap();
-        let old = std::mem::replace(&mut *current, fresh(&self.sim));
-        // Release: pairs with `memory_generation`.
-        self.generation.fetch_add(1, Ordering::Release);
-        Arc::downgrade(&old)
-    }
-}
-
-/// A value of its own for the same memory.
-fn fresh(sim: &SimHypervisor) -> Arc<Memory> {
-    let memory: Arc<SimMemory> = sim.memory();
-    Arc::new(SimMemory::clone(&memory))
-}
-
-impl GuestMap for Replacing {
-    type Memory = Memory;
-
-    fn memory(&self) -> Arc<Memory> {
-        Arc::clone(&self.current.lock().unwrap())
-    }
-
-    fn memory_generation(&self) -> u64 {
-        let worker = std::thread::current()
-            .name()
-            .is_some_and(|name| name.ends_with("-w0"));
-        if worker && let Some(hook) = self.hook.lock().unwrap().take() {
-            hook();
-        }
-        // Acquire: pairs with `replace`.
-        self.generation.load(Ordering::Acquire)
-    }
-}
-
-impl Transport for Replacing {
-    type Events = SimEvents;
-
-    fn domid(&self) -> DomId {
-        self.sim.domid()
-    }
-    fn vcpus(&self) -> Result<u32> {
-        self.sim.vcpus()
-    }
-    fn create_server(&self, bufioreq: BufIoreq) -> Result<ServerId> {
-        self.sim.create_server(bufioreq)
-    }
-    fn destroy_server(&self, id: ServerId) -> Result<()> {
-        self.sim.destroy_server(id)
-    }
-    fn set_server_state(&self, id: ServerId, enabled: bool) -> Result<()> {
-        self.sim.set_server_state(id, enabled)
-    }
-    fn server_info(&self, id: ServerId) -> Result<ServerInfo> {
-        self.sim.server_info(id)
-    }
-    fn map_range(&self, id: ServerId, range: IoRange) -> Result<()> {
-        self.sim.map_range(id, range)
-    }
-    fn unmap_range(&self, id: ServerId, range: IoRange) -> Result<()> {
-        self.sim.unmap_range(id, range)
-    }
-    fn ioreq_page(&self, id: ServerId) -> Result<SharedPage> {
-        self.sim.ioreq_page(id)
-    }
-    fn buffered_page(&self, id: ServerId) -> Result<SharedPage> {
-        self.sim.buffered_page(id)
-    }
-    fn open_events(&self) -> Result<SimEvents> {
-        self.sim.open_events()
-    }
-    fn domain_state(&self) -> Result<DomainState> {
-        let state = self.sim.domain_state()?;
-        if state == DomainState::Gone {
-            self.replace();
-        }
-        Ok(state)
-    }
-}
-
-impl MemTypes for Replacing {
-    fn claim_mem_type(&self, id: ServerId) -> Result<()> {
-        self.sim.claim_mem_type(id)
-    }
-    fn disclaim_mem_type(&self, id: ServerId) -> Result<()> {
-        self.sim.disclaim_mem_type(id)
-    }
-    fn set_mem_type(&self, authority: &MarkAuthority, ty: P2mType, pages: GfnRange) -> Result<()> {
-        self.sim.set_mem_type(authority, ty, pages)
-    }
-}
-
-impl Interrupts for Replacing {
-    fn set_pci_intx(&self, function: Sbdf, pin: Intx, asserted: bool) -> Result<()> {
-        self.sim.set_pci_intx(function, pin, asserted)
-    }
-    fn set_isa_irq(&self, irq: u8, asserted: bool) -> Result<()> {
-        self.sim.set_isa_irq(irq, asserted)
-    }
-    fn inject_msi(&self, addr: u64, data: u32) -> Result<()> {
-        self.sim.inject_msi(addr, data)
-    }
-}
+use wrapped::{Memory, Wrapped};
 
 struct Nothing;
 
@@ -164,12 +35,12 @@ fn goes(old: &Weak<Memory>) -> bool {
     old.strong_count() == 0
 }
 
-fn server(vcpus: u32) -> (Domain, Arc<Replacing>, IoreqServer<Replacing>) {
+fn server(vcpus: u32) -> (Domain, Arc<Wrapped>, IoreqServer<Wrapped>) {
     let domain = Machine::new()
         .create_domain(DomainConfig::new(vcpus))
         .unwrap();
-    let hv = Arc::new(Replacing::new(&domain));
-    let server = IoreqServer::<Replacing>::builder(Arc::clone(&hv))
+    let hv = Arc::new(Wrapped::new(&domain));
+    let server = IoreqServer::<Wrapped>::builder(Arc::clone(&hv))
         .polling(Polling::off())
         .build()
         .unwrap();
@@ -206,7 +77,7 @@ fn a_stop_in_the_middle_of_a_look_is_not_slept_through() {
     std::thread::sleep(Duration::from_millis(50));
     let (looking, looked) = std::sync::mpsc::channel();
     let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
-    *hv.hook.lock().unwrap() = Some(Box::new(move || {
+    *hv.on_look.lock().unwrap() = Some(Box::new(move || {
         looking.send(()).unwrap();
         let _until = goes_on.recv();
     }));

@@ -23,12 +23,10 @@ use ioreq_core::{
 };
 use ioreq_xen::{DeviceModel, Handles, XenHypervisor};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
-use xen_rig::{Done, Guest, Instr, Kind, Leak, Leaks, Privcmd, Program};
+use xen_rig::checks::{self, BOUND, Check, Failure, guest, holds, is, runs, store, through};
+use xen_rig::{Done, Instr, Leak, Leaks, Privcmd};
 
-type Failure = Box<dyn std::error::Error>;
-type Check = fn(&Arc<Privcmd>) -> Result<(), Failure>;
-
-const CHECKS: &[(&str, Check)] = &[
+const CHECKS: &[Check] = &[
     ("restricted", restricted),
     ("event channels", event_channels),
     ("bounded mappings", bounded_mappings),
@@ -38,76 +36,18 @@ const CHECKS: &[(&str, Check)] = &[
     ("leaks are seen", leaks_are_seen),
 ];
 
-/// Guest memory of every domain here: 16 MiB without the VGA window.
-const RAM: [std::ops::Range<u64>; 2] = [0..0xa0, 0xc0..0x1000];
 const MMIO: u64 = 0xe000_0000;
 /// The tracked page.
 const PAGE: u64 = 0x300;
-const BOUND: Duration = Duration::from_secs(30);
 
 fn main() -> Result<(), Failure> {
-    let xen = Arc::new(Privcmd::open()?);
-    let mut failed = 0;
-    for (name, check) in CHECKS {
-        match check(&xen) {
-            Ok(()) => println!("backend: {name} ... ok"),
-            Err(why) => {
-                failed += 1;
-                println!("backend: {name} ... FAILED: {why}");
-            }
-        }
-    }
-    println!("backend: {} checks, {failed} failed", CHECKS.len());
-    if failed > 0 {
-        return Err("the backend does not do on this Xen what it says".into());
-    }
-    Ok(())
-}
-
-fn holds(what: &str, is: bool) -> Result<(), Failure> {
-    if is { Ok(()) } else { Err(what.into()) }
-}
-
-/// A value that must be the expected one.
-fn is<T: PartialEq + std::fmt::Debug>(what: &str, got: T, expected: T) -> Result<(), Failure> {
-    if got == expected {
-        return Ok(());
-    }
-    Err(format!("{what}: {got:?}, not {expected:?}").into())
+    checks::run("backend", CHECKS)
 }
 
 fn kind_of<T>(what: &str, result: ioreq_core::Result<T>) -> Result<ErrorKind, Failure> {
     match result {
         Ok(_) => Err(format!("{what} works").into()),
         Err(err) => Ok(err.kind()),
-    }
-}
-
-fn guest(xen: &Arc<Privcmd>, vcpus: u32) -> Result<(Guest, DomId), Failure> {
-    let kind = Kind {
-        vcpus,
-        hap: true,
-        full: false,
-    };
-    let guest = Guest::create(xen, kind, &RAM)?;
-    let domid = DomId(guest.domid());
-    Ok((guest, domid))
-}
-
-fn runs(guest: &Guest, program: &[Instr]) -> Result<Vec<Done>, Failure> {
-    through(&guest.start(0, program)?)
-}
-
-fn through(program: &Program) -> Result<Vec<Done>, Failure> {
-    holds("the guest's program ends", program.wait(BOUND)?)?;
-    Ok(program.results())
-}
-
-fn store(addr: u64, value: u64) -> Instr {
-    Instr::Store {
-        addr,
-        width: 4,
-        value,
     }
 }
 

@@ -23,14 +23,11 @@ use ioreq_core::{
 };
 use ioreq_xen::XenHypervisor;
 use vm_memory::{Bytes, GuestAddress};
+use xen_rig::checks::{BOUND, Failure, guest, holds};
 use xen_rig::{
-    Done, Fuse, Guest, Instr, KillPoint, Kind, Mortal, MortalDevice, Privcmd, Program, Sigkill,
+    Done, Fuse, Guest, Instr, KillPoint, Mortal, MortalDevice, Privcmd, Program, Sigkill,
 };
 
-type Failure = Box<dyn std::error::Error>;
-
-/// Guest memory: 16 MiB without the VGA window.
-const RAM: [std::ops::Range<u64>; 2] = [0..0xa0, 0xc0..0x1000];
 const PORT: u16 = 0x510;
 /// The tracked pages: first and number of those that are tracked together.
 const RUNS: [(u64, u64); 3] = [(0x300, 4), (0x304, 3), (0x307, 1)];
@@ -43,8 +40,6 @@ const EACH: u32 = 3;
 /// Kills at random moments.
 const RANDOM: u32 = 20;
 const RECORD: &str = "/run-record";
-/// For anything that must happen.
-const BOUND: Duration = Duration::from_secs(30);
 
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -60,10 +55,6 @@ fn main() -> Result<(), Failure> {
         }
         _ => Err("for the judge: no arguments".into()),
     }
-}
-
-fn holds(what: &str, is: bool) -> Result<(), Failure> {
-    if is { Ok(()) } else { Err(what.into()) }
 }
 
 /// A small generator of numbers, so that a seed says all that is chosen.
@@ -277,13 +268,7 @@ fn killed(status: ExitStatus) -> bool {
 
 fn judge() -> Result<(), Failure> {
     let xen = Arc::new(Privcmd::open()?);
-    let kind = Kind {
-        vcpus: VCPUS,
-        hap: true,
-        full: false,
-    };
-    let guest = Guest::create(&xen, kind, &RAM)?;
-    let domid = DomId(guest.domid());
+    let (guest, domid) = guest(&xen, VCPUS)?;
     let mut judge = Judge {
         guest,
         hv: XenHypervisor::open(domid)?,

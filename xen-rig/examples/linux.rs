@@ -5,20 +5,17 @@
 //!
 //! Runs in dom0, as root.
 
-use std::fmt::Debug;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ioreq_core::abi::dm_op::{DmOp, InjectMsi, NrVcpus};
-use ioreq_core::{BufIoreq, DomId, ErrorKind, EventChannels, Transport};
+use ioreq_core::{BufIoreq, ErrorKind, EventChannels, Transport};
 use ioreq_xen::{Handles, IrqFd, XenHypervisor};
-use xen_rig::{Guest, Kind, Privcmd};
+use xen_rig::Privcmd;
+use xen_rig::checks::{self, Check, Failure, guest, is};
 
-type Failure = Box<dyn std::error::Error>;
-type Check = fn(&Arc<Privcmd>) -> Result<(), Failure>;
-
-const CHECKS: &[(&str, Check)] = &[
+const CHECKS: &[Check] = &[
     ("buffers of a DMOP", buffers),
     ("a part of a mapping", part_of_a_mapping),
     ("frames that cannot be mapped", bad_frames),
@@ -26,48 +23,15 @@ const CHECKS: &[(&str, Check)] = &[
     ("eventfds", eventfds),
 ];
 
-/// Guest memory of every domain here; the frames after it are none.
-const FRAMES: u64 = 0x400;
+/// Beyond every domain's memory.
+const NOWHERE: u64 = 0x1005;
 
 fn main() -> Result<(), Failure> {
-    let xen = Arc::new(Privcmd::open()?);
-    let mut failed = 0;
-    for (name, check) in CHECKS {
-        match check(&xen) {
-            Ok(()) => println!("linux: {name} ... ok"),
-            Err(why) => {
-                failed += 1;
-                println!("linux: {name} ... FAILED: {why}");
-            }
-        }
-    }
-    println!("linux: {} checks, {failed} failed", CHECKS.len());
-    if failed > 0 {
-        return Err("dom0's Linux does not do what the rows say".into());
-    }
-    Ok(())
-}
-
-/// A value that must be the expected one.
-fn is<T: PartialEq + Debug>(what: &str, got: T, expected: T) -> Result<(), Failure> {
-    if got == expected {
-        return Ok(());
-    }
-    Err(format!("{what}: {got:?}, not {expected:?}").into())
+    checks::run("linux", CHECKS)
 }
 
 fn errno<T>(result: std::io::Result<T>) -> Option<i32> {
     result.err().and_then(|err| err.raw_os_error())
-}
-
-fn guest(xen: &Arc<Privcmd>) -> Result<Guest, Failure> {
-    let kind = Kind {
-        vcpus: 1,
-        hap: true,
-        full: false,
-    };
-    let ram = 0..FRAMES;
-    Ok(Guest::create(xen, kind, &[ram])?)
 }
 
 fn device(path: &str) -> std::io::Result<File> {
@@ -76,13 +40,13 @@ fn device(path: &str) -> std::io::Result<File> {
 
 /// Row kernel-dmop-buffers.
 fn buffers(xen: &Arc<Privcmd>) -> Result<(), Failure> {
-    let guest = guest(xen)?;
+    let (_guest, domid) = guest(xen, 1)?;
     let mut op = NrVcpus::default().encode();
-    xen.dm_op_of(guest.domid(), &mut op, 2)?;
+    xen.dm_op_of(domid.0, &mut op, 2)?;
     is("vCPUs", NrVcpus::decode(&op).vcpus, 1)?;
     // Up to 16 Linux hands on to Xen, which takes two.
     for count in [3, 16, 17] {
-        let more = xen.dm_op_of(guest.domid(), &mut op, count);
+        let more = xen.dm_op_of(domid.0, &mut op, count);
         is("buffers", (count, errno(more)), (count, Some(libc::E2BIG)))?;
     }
     Ok(())
@@ -90,25 +54,24 @@ fn buffers(xen: &Arc<Privcmd>) -> Result<(), Failure> {
 
 /// Row kernel-mmapbatch-whole.
 fn part_of_a_mapping(xen: &Arc<Privcmd>) -> Result<(), Failure> {
-    let guest = guest(xen)?;
+    let (_guest, domid) = guest(xen, 1)?;
     let place = xen.reserve(3)?;
-    let part = place.fill(guest.domid(), &[1, 2]);
+    let part = place.fill(domid.0, &[1, 2]);
     is("a part first", errno(part), Some(libc::EINVAL))?;
     // Frame by frame, all in one call; what was a hole is filled by a later call for a part.
-    let hole = FRAMES + 5;
-    let all = place.fill(guest.domid(), &[hole, 2, 3])?;
+    let all = place.fill(domid.0, &[NOWHERE, 2, 3])?;
     is("mapped", (all[0] != 0, &all[1..]), (true, &[0, 0][..]))?;
-    is("the hole", place.fill(guest.domid(), &[1])?, vec![0])?;
+    is("the hole", place.fill(domid.0, &[1])?, vec![0])?;
     is("now", place.is_readable(0)?, true)?;
-    let again = place.fill(guest.domid(), &[1]);
+    let again = place.fill(domid.0, &[1]);
     is("what is mapped", errno(again), Some(libc::EINVAL))
 }
 
 /// Row kernel-mmapbatch-errors.
 fn bad_frames(xen: &Arc<Privcmd>) -> Result<(), Failure> {
-    let guest = guest(xen)?;
+    let (_guest, domid) = guest(xen, 1)?;
     let place = xen.reserve(3)?;
-    let errors = place.fill(guest.domid(), &[1, FRAMES + 5, 2])?;
+    let errors = place.fill(domid.0, &[1, NOWHERE, 2])?;
     is(
         "errors",
         errors.iter().map(|errno| *errno != 0).collect(),
@@ -122,8 +85,7 @@ fn bad_frames(xen: &Arc<Privcmd>) -> Result<(), Failure> {
 
 /// Row kernel-restrict-evtchn.
 fn restricted_events(xen: &Arc<Privcmd>) -> Result<(), Failure> {
-    let (own, other) = (guest(xen)?, guest(xen)?);
-    let (own, other) = (DomId(own.domid()), DomId(other.domid()));
+    let ((_own, own), (_other, other)) = (guest(xen, 1)?, guest(xen, 1)?);
     let events = device("/dev/xen/evtchn")?;
     // The right is of the open file, whoever has a descriptor of it.
     let same = events.try_clone()?;
@@ -150,9 +112,9 @@ fn restricted_events(xen: &Arc<Privcmd>) -> Result<(), Failure> {
 
 /// Row kernel-eventfd-ioctls: this kernel is an older one.
 fn eventfds(xen: &Arc<Privcmd>) -> Result<(), Failure> {
-    let guest = guest(xen)?;
+    let (_guest, domid) = guest(xen, 1)?;
     let privcmd = Arc::new(ioreq_xen::Privcmd::open()?);
-    let made = IrqFd::new(privcmd, DomId(guest.domid()), &InjectMsi::default());
+    let made = IrqFd::new(privcmd, domid, &InjectMsi::default());
     let kind = made.err().map(|err| err.kind());
     is("IRQFD", kind, Some(ErrorKind::NotSupported))
 }

@@ -22,80 +22,24 @@ use ioreq_core::{
 };
 use ioreq_xen::{Handles, XenHypervisor};
 use vm_memory::{Bytes, GuestAddress};
-use xen_rig::{Done, Guest, Instr, Kind, Privcmd, Program};
+use xen_rig::checks::{self, BOUND, Check, Failure, guest, is, runs, store, through};
+use xen_rig::{Instr, Privcmd, Program};
 
-type Failure = Box<dyn std::error::Error>;
-type Check = fn(&Arc<Privcmd>) -> Result<(), Failure>;
-
-const CHECKS: &[(&str, Check)] = &[
+const CHECKS: &[Check] = &[
     ("dirty logging", dirty_logging),
     ("replaced", replaced),
     ("restricted life", restricted_life),
 ];
 
-/// Guest memory: 16 MiB without the VGA window.
-const RAM: [std::ops::Range<u64>; 2] = [0..0xa0, 0xc0..0x1000];
 const MMIO: u64 = 0xe000_0000;
 const PORT: u16 = 0x510;
 /// The tracked page, and one that is not.
 const PAGE: u64 = 0x300;
 const DATA: u64 = 0x400;
 const RECORD: &str = "/migrate-record";
-const BOUND: Duration = Duration::from_secs(30);
 
 fn main() -> Result<(), Failure> {
-    let xen = Arc::new(Privcmd::open()?);
-    let mut failed = 0;
-    for (name, check) in CHECKS {
-        match check(&xen) {
-            Ok(()) => println!("migrate: {name} ... ok"),
-            Err(why) => {
-                failed += 1;
-                println!("migrate: {name} ... FAILED: {why}");
-            }
-        }
-    }
-    println!("migrate: {} checks, {failed} failed", CHECKS.len());
-    if failed > 0 {
-        return Err("a migration does not do on this Xen what it says".into());
-    }
-    Ok(())
-}
-
-/// A value that must be the expected one.
-fn is<T: PartialEq + std::fmt::Debug>(what: &str, got: T, expected: T) -> Result<(), Failure> {
-    if got == expected {
-        return Ok(());
-    }
-    Err(format!("{what}: {got:?}, not {expected:?}").into())
-}
-
-fn guest(xen: &Arc<Privcmd>, vcpus: u32) -> Result<(Guest, DomId), Failure> {
-    let kind = Kind {
-        vcpus,
-        hap: true,
-        full: false,
-    };
-    let guest = Guest::create(xen, kind, &RAM)?;
-    let domid = DomId(guest.domid());
-    Ok((guest, domid))
-}
-
-fn through(program: &Program) -> Result<Vec<Done>, Failure> {
-    is("the guest's program ends", program.wait(BOUND)?, true)?;
-    Ok(program.results())
-}
-
-fn runs(guest: &Guest, program: &[Instr]) -> Result<Vec<Done>, Failure> {
-    through(&guest.start(0, program)?)
-}
-
-fn store(addr: u64, value: u64) -> Instr {
-    Instr::Store {
-        addr,
-        width: 4,
-        value,
-    }
+    checks::run("migrate", CHECKS)
 }
 
 fn page() -> GfnRange {

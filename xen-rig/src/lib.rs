@@ -11,6 +11,7 @@
 //! Facts of the interface: `domctl.h`, `memory.h`, `hvm_op.h` and `hvm/save.h` of Xen's public headers, `xen/privcmd.h` of Linux.
 
 mod agent;
+pub mod checks;
 mod context;
 mod domctl;
 mod guest;

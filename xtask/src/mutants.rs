@@ -80,7 +80,7 @@ const fn near(packages: &'static [&'static str], targets: &'static [&'static str
         packages,
         targets,
         cases: Some("64"),
-        timeout: "15",
+        timeout: "40",
     }
 }
 
@@ -165,8 +165,8 @@ pub(crate) struct Args {
     #[arg(long)]
     resume: bool,
     /// So many mutants at once: tests that hang take time, but no processor.
-    #[arg(long, default_value = "1")]
-    jobs: String,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    jobs: u8,
 }
 
 /// What became of a part's mutants.
@@ -210,7 +210,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         fs::create_dir_all(&output)?;
         absorb(&output, &accepted)?;
         for tests in [&part.near, &ALL] {
-            round(part, tests, &args.jobs, &output)?;
+            round(part, tests, args.jobs, &output)?;
             absorb(&output, &accepted)?;
         }
         let outcome = outcome(&output).with_context(|| format!("no report for {name}"))?;
@@ -250,7 +250,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// One round: every mutant that no earlier round caught.
-fn round(part: &Part, tests: &Tests, jobs: &str, output: &Path) -> Result<()> {
+fn round(part: &Part, tests: &Tests, jobs: u8, output: &Path) -> Result<()> {
     // cargo-mutants' own trial of the unmutated tree runs the tests of the mutated package alone.
     let mut trial = cargo(&root(), &["test", "--quiet"]);
     for package in tests.packages {
@@ -268,7 +268,7 @@ fn round(part: &Part, tests: &Tests, jobs: &str, output: &Path) -> Result<()> {
     }
     command
         .args(["--iterate", "--no-shuffle", "--colors", "never"])
-        .args(["--timeout", tests.timeout, "--jobs", jobs])
+        .args(["--timeout", tests.timeout, "--jobs", &jobs.to_string()])
         .args(["--baseline", "skip"]);
     // Not behind `--`: what is not run need not be built either.
     for argument in tests.chosen() {

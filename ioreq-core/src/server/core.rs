@@ -7,7 +7,6 @@ use std::sync::{Arc, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam::utils::Backoff;
-use vm_memory::GuestAddress;
 
 use super::bus::{Bus, Pause};
 use super::carry::Carry;
@@ -16,18 +15,17 @@ use super::dirty::{DirtyLogging, LoggedRam};
 use super::group::Group;
 use super::log_limit::LogLimit;
 use super::record::RecordFile;
+use super::vcpu::VcpuState;
 use super::waker::Waker;
 use super::watch::DomainNotice;
-use crate::abi::{IOREQ_TYPE_COPY, STATE_IOREQ_INPROCESS, STATE_IOREQ_READY, STATE_IORESP_READY};
-use crate::claim::{Ledger, Look, Step, UnmarkReport};
+use crate::claim::{Ledger, Step, UnmarkReport};
 use crate::dispatch::{Counted, Dispatcher, Grace, PageMap, PageRoute, ReadGuard, TrackerShared};
 use crate::error::{Error, ErrorKind, Op};
 use crate::handler::Verdict;
 use crate::handler::scope::Scope;
 use crate::hypervisor::{DomainState, Hypervisor};
-use crate::ids::{Gfn, ServerId, VcpuId};
+use crate::ids::{ServerId, VcpuId};
 use crate::memory::GuestRam;
-use crate::range::GfnRange;
 use crate::request::{BufferedRequest, Kind};
 use crate::ring::{BufferedRing, RingAnomaly};
 use crate::slot::Slots;
@@ -40,23 +38,6 @@ pub(super) type ClockListener = Arc<dyn Fn(i64) + Send + Sync>;
 
 /// Ring entries served in one go.
 const RING_BUDGET: u32 = 511;
-
-/// Per-vCPU state that other threads look at, on a cache line of its own.
-#[derive(Debug, Default)]
-pub(crate) struct VcpuState {
-    /// The vCPU's request is held back because its page is being unmarked.
-    pub(super) parked: AtomicBool,
-    /// The page on its way out that a trapped write of the vCPU was applied to last; 1 more than its gfn, 0 for none.
-    late: AtomicU64,
-}
-
-impl VcpuState {
-    /// A trapped write was applied to a page that is on its way out.
-    pub(super) fn note_late(&self, gfn: Gfn) {
-        // Relaxed: for a statistic.
-        self.late.store(gfn.0.wrapping_add(1), Ordering::Relaxed);
-    }
-}
 
 /// One server. Destroyed when the last owner lets go: the user's [`IoreqServer`](super::IoreqServer), running workers, a
 /// subscriber, a claim.
@@ -206,54 +187,6 @@ impl<H: Hypervisor> Core<H> {
         ServerStats {
             dirty_faults: self.dirty.faults(),
             ..ServerStats::sum(&self.counters)
-        }
-    }
-
-    /// What every slot says about writes to pages, for the unmark protocol. The slots are looked at, not taken: a guest that
-    /// rewrites its slot meanwhile misleads the protocol about its own pages only.
-    pub(crate) fn look(&self, seen: &mut dyn FnMut(Look)) {
-        for (vcpu, slot) in self.vcpus.iter().zip(self.slots.iter()) {
-            // Relaxed: as in `note_late`.
-            if let Some(late) = vcpu.late.load(Ordering::Relaxed).checked_sub(1) {
-                seen(Look::Late(Gfn(late)));
-            }
-            let view = slot.peek();
-            if view.kind != IOREQ_TYPE_COPY || view.is_read || view.data_is_ptr {
-                continue;
-            }
-            let gfn = Gfn::of(GuestAddress(view.addr));
-            // Acquire: pairs with the worker's Release store of the flag, so that it was set after its request was taken.
-            let parked = || vcpu.parked.load(Ordering::Acquire);
-            seen(match view.state {
-                STATE_IOREQ_READY => Look::Waiting(gfn),
-                STATE_IOREQ_INPROCESS if parked() => Look::Waiting(gfn),
-                STATE_IOREQ_INPROCESS => Look::Serving(gfn),
-                STATE_IORESP_READY => Look::Answered(gfn),
-                _ => continue,
-            });
-        }
-    }
-
-    /// Writes to these pages were before they started to leave.
-    pub(crate) fn forget_late(&self, pages: GfnRange) {
-        for vcpu in self.vcpus.iter() {
-            // Relaxed: as in `note_late`. One that comes between the two is late indeed, and not counted.
-            let late = vcpu.late.load(Ordering::Relaxed).checked_sub(1);
-            if late.is_some_and(|gfn| pages.contains(Gfn(gfn))) {
-                vcpu.late.store(0, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// Parked requests may be served again: wakes the groups that hold some.
-    pub(crate) fn wake_parked(&self) {
-        for (index, vcpu) in self.vcpus.iter().enumerate() {
-            // Acquire: as in `look`.
-            if vcpu.parked.load(Ordering::Acquire)
-                && let Some(waker) = self.wakers.get(index % self.wakers.len().max(1))
-            {
-                waker.wake();
-            }
         }
     }
 

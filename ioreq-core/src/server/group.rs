@@ -27,7 +27,6 @@ use crate::hypervisor::{EventChannels, Hypervisor};
 use crate::ids::{EvtchnPort, LocalPort, VcpuId};
 use crate::slot::Taken;
 use crate::stats::{PerWorker, WorkerCounters};
-use crate::sync::atomic::Ordering;
 
 /// A request that could not be finished at once.
 pub(super) struct Suspended {
@@ -319,9 +318,6 @@ impl<H: Hypervisor> Group<H> {
                     break;
                 }
             }
-            if stop.is_set() {
-                return None;
-            }
         }
     }
 
@@ -382,13 +378,5 @@ impl<H: Hypervisor> Group<H> {
                 tracing::debug!(%err, "an event channel could not be unbound");
             }
         }
-    }
-}
-
-/// For the vCPU's flag that its request is held back.
-pub(super) fn set_parked<H: Hypervisor>(core: &Core<H>, vcpu: VcpuId, parked: bool) {
-    if let Some(state) = core.vcpus.of(vcpu.0 as usize) {
-        // Release: pairs with the Acquire load in `Core::look`, which then knows that the request was taken before.
-        state.parked.store(parked, Ordering::Release);
     }
 }

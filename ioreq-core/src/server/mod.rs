@@ -26,6 +26,7 @@ mod run;
 mod saved;
 mod service;
 mod subscriber;
+mod vcpu;
 mod waker;
 mod watch;
 

@@ -105,6 +105,7 @@ pub(super) fn run(parts: &Parts, smp: u8, filter: Option<&str>, renew: bool) -> 
             End::XenPanic(_) => Fared::Passed,
             end => Fared::Failed(format!("expected a panic of Xen, but {end}")),
         };
+        version = log.version;
         results.insert(id.to_owned(), fared);
     }
     report(&version, &rows, &results, wrong)?;
@@ -112,7 +113,11 @@ pub(super) fn run(parts: &Parts, smp: u8, filter: Option<&str>, renew: bool) -> 
     if renew {
         return now.write(parts.release);
     }
-    now.compare(&Record::read(parts.release)?)
+    let record = Record::read(parts.release)?;
+    if filter.is_none() {
+        record.check_complete(rows.iter().map(|row| row.id.as_str()))?;
+    }
+    now.compare(&record)
 }
 
 /// One boot of the suite.
