@@ -67,6 +67,7 @@ impl Dispatcher {
     }
 
     /// The route that covers all of a port access.
+    #[inline(always)]
     pub(crate) fn port<'g>(
         &self,
         port: u16,
@@ -77,6 +78,7 @@ impl Dispatcher {
     }
 
     /// The route that covers all of an MMIO access.
+    #[inline(always)]
     pub(crate) fn mmio<'g>(
         &self,
         addr: u64,

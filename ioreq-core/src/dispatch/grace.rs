@@ -204,6 +204,7 @@ impl Grace {
         seen
     }
 
+    #[inline]
     fn address(&self) -> usize {
         std::ptr::from_ref(self).addr()
     }
@@ -268,6 +269,7 @@ impl Reader {
         // SeqCst: pairs with the collector's fence (see the module).
         fence(Ordering::SeqCst);
         ReadGuard {
+            registry: self.grace.address(),
             reader: self,
             on_this_thread: PhantomData,
         }
@@ -307,6 +309,8 @@ impl fmt::Debug for Reader {
 #[derive(Debug)]
 pub struct ReadGuard<'r> {
     reader: &'r mut Reader,
+    /// The registry's address, at hand for every look-up.
+    registry: usize,
     /// Neither Send nor Sync.
     on_this_thread: PhantomData<*mut ()>,
 }
@@ -325,7 +329,7 @@ impl ReadGuard<'_> {
     #[inline]
     pub(super) fn check(&self, grace: &Arc<Grace>) {
         assert!(
-            Arc::ptr_eq(&self.reader.grace, grace),
+            self.registry == grace.address(),
             "a read guard of another registry"
         );
     }

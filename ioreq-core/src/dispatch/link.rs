@@ -79,8 +79,8 @@ impl<R: Send + Sync + 'static> Link<R> {
         let tagged = self.0.load(Ordering::Acquire);
         let pointer = tagged.map_addr(|addr| addr & !TAG);
         match tagged.addr() & TAG {
-            // SAFETY: the tag says that this is null or came from an entry in `lead`; the caller keeps it.
-            TAG_ONE => Target::One(unsafe { pointer.cast::<Entry<R>>().as_ref() }),
+            // SAFETY: the tag, which is no bit at all, says that this is null or came from an entry in `lead`; the caller keeps it.
+            TAG_ONE => Target::One(unsafe { tagged.cast::<Entry<R>>().as_ref() }),
             // SAFETY: the tag says that this came from a list in `lead`; the caller keeps it.
             TAG_LIST => Target::List(unsafe { &*pointer.cast::<List<R>>() }),
             // SAFETY: the tag says that this came from such a table in `lead`; the caller keeps it.

@@ -106,7 +106,7 @@ impl<R: Send + Sync + 'static> PageMap<R> {
     ///
     /// # Panics
     /// If the guard is of another registry than the map.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn find<'g>(&self, gfn: Gfn, guard: &'g ReadGuard<'_>) -> Option<Page<'g, R>> {
         guard.check(&self.grace);

@@ -56,7 +56,7 @@ impl<R: Send + Sync + 'static> PortMap<R> {
     ///
     /// # Panics
     /// If the guard is of another registry than the map.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn find<'g>(&self, port: u16, len: u64, guard: &'g ReadGuard<'_>) -> Option<&'g R> {
         guard.check(&self.grace);

@@ -77,14 +77,29 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
     ///
     /// # Panics
     /// If the guard is of another registry than the map.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn find<'g>(&self, addr: u64, len: u64, guard: &'g ReadGuard<'_>) -> Option<&'g R> {
         guard.check(&self.grace);
         // SAFETY: `guard` is of the registry that what links lead to is retired to (checked), and cannot quiesce in `'g`.
-        let mut target: Target<'g, R> = unsafe { self.region(addr >> REGION_SHIFT).follow() };
-        if let Target::Pages(pages) = target {
+        let target: Target<'g, R> = unsafe { self.region(addr >> REGION_SHIFT).follow() };
+        // A region of one range, or of none, comes first: that is a device by itself.
+        let entry: &'g Entry<R> = match target {
+            Target::One(entry) => entry?,
             // SAFETY: as above.
+            several => unsafe { Self::among(several, addr) }?,
+        };
+        entry.range.covers(addr, len).then_some(&entry.route)
+    }
+
+    /// The only range that can hold `addr`, of those that a link leads to.
+    ///
+    /// # Safety
+    /// As for [`Link::follow`], of that link.
+    #[inline]
+    unsafe fn among<'g>(mut target: Target<'g, R>, addr: u64) -> Option<&'g Entry<R>> {
+        if let Target::Pages(pages) = target {
+            // SAFETY: the caller's promise holds for what the link leads to as well.
             target = unsafe { pages.link(addr >> PAGE_SHIFT).follow() };
         }
         if let Target::Cells(lines) = target {
@@ -95,13 +110,12 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
                 target = unsafe { addrs.link(addr).follow() };
             }
         }
-        let entry: &'g Entry<R> = match target {
-            Target::One(entry) => entry?,
+        match target {
+            Target::One(entry) => entry,
             // SAFETY: as above.
-            Target::List(list) => unsafe { list.below(addr) }?,
-            Target::Pages(_) | Target::Cells(_) => return None,
-        };
-        entry.range.covers(addr, len).then_some(&entry.route)
+            Target::List(list) => unsafe { list.below(addr) },
+            Target::Pages(_) | Target::Cells(_) => None,
+        }
     }
 
     /// The link of the region with this number; of all that lies above, the same.

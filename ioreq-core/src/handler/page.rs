@@ -72,6 +72,18 @@ impl<'a> PageWrite<'a> {
         source: WriteSource,
         ram: &'a dyn GuestRam,
     ) -> Option<Self> {
+        Self::of_cut(addr, width, width.cut(value), source, ram)
+    }
+
+    /// The same, of a value that is cut to the width already.
+    #[inline(always)]
+    pub(crate) fn of_cut(
+        addr: GuestAddress,
+        width: Width,
+        value: u64,
+        source: WriteSource,
+        ram: &'a dyn GuestRam,
+    ) -> Option<Self> {
         let offset = addr.0 % PAGE_SIZE;
         if offset + width.bytes() > PAGE_SIZE {
             return None;
@@ -85,7 +97,7 @@ impl<'a> PageWrite<'a> {
             gfn: Gfn::of(addr),
             offset,
             width,
-            value: width.cut(value),
+            value,
             source,
             ram,
         })

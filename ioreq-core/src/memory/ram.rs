@@ -4,9 +4,7 @@
 
 use std::sync::atomic::Ordering;
 
-use vm_memory::{
-    AtomicAccess, Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryResult,
-};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend};
 
 /// Bytes of one access: 1, 2, 4 or 8.
 ///
@@ -31,37 +29,49 @@ pub enum Width {
 }
 
 impl Width {
+    /// By their number of bytes. A table, as a look-up is fewer instructions than a `match`.
+    const BY_BYTES: [Option<Width>; 9] = {
+        let mut widths = [None; 9];
+        widths[1] = Some(Width::B1);
+        widths[2] = Some(Width::B2);
+        widths[4] = Some(Width::B4);
+        widths[8] = Some(Width::B8);
+        widths
+    };
+
     /// From a number of bytes; `None` unless 1, 2, 4 or 8.
+    #[inline]
     #[must_use]
     pub const fn from_bytes(bytes: u32) -> Option<Self> {
-        match bytes {
-            1 => Some(Width::B1),
-            2 => Some(Width::B2),
-            4 => Some(Width::B4),
-            8 => Some(Width::B8),
-            _ => None,
+        if bytes > 8 {
+            return None;
         }
+        Self::BY_BYTES[bytes as usize]
     }
 
     /// The number of bytes.
+    #[inline]
     #[must_use]
     pub const fn bytes(self) -> u64 {
         self as u64
     }
 
     /// The number of bytes, as a length.
+    #[inline]
     #[must_use]
     pub const fn size(self) -> usize {
         self as usize
     }
 
     /// The value with every bit of the width set: what a read gives that nobody answers.
+    #[inline]
     #[must_use]
     pub const fn all_ones(self) -> u64 {
         u64::MAX >> (64 - 8 * self.bytes())
     }
 
     /// `value` cut to the width.
+    #[inline]
     #[must_use]
     pub const fn cut(self, value: u64) -> u64 {
         value & self.all_ones()
@@ -129,37 +139,94 @@ pub trait GuestRam: Send + Sync {
     fn store(&self, addr: GuestAddress, width: Width, value: u64) -> Result<(), RamError>;
 }
 
-/// An aligned load; straight from its region where memory is plain, without the walk over the parts of an access.
+/// Where memory is plain and the access aligned: straight from its region, without the walk over the parts of an access.
 #[inline]
-fn load_as<T: AtomicAccess, M: GuestMemory>(
-    memory: &M,
-    addr: GuestAddress,
-    order: Ordering,
-) -> GuestMemoryResult<T> {
-    let plain = memory.physical_memory();
-    if let Some((region, at)) = plain.and_then(|plain| plain.to_region_addr(addr))
-        && let Ok(value) = region.load(at, order)
-    {
-        return Ok(value);
+fn load_plain<M: GuestMemory>(memory: &M, addr: GuestAddress, width: Width) -> Option<u64> {
+    let (region, at) = memory.physical_memory()?.to_region_addr(addr)?;
+    match width {
+        Width::B1 => region.load::<u8>(at, ACQUIRE).map(u64::from),
+        Width::B2 => region.load::<u16>(at, ACQUIRE).map(u64::from),
+        Width::B4 => region.load::<u32>(at, ACQUIRE).map(u64::from),
+        Width::B8 => region.load::<u64>(at, ACQUIRE),
     }
-    Bytes::load(memory, addr, order)
+    .ok()
 }
 
-/// An aligned store, as [`load_as`].
-#[inline]
-fn store_as<T: AtomicAccess, M: GuestMemory>(
-    memory: &M,
-    value: T,
-    addr: GuestAddress,
-    order: Ordering,
-) -> GuestMemoryResult<()> {
+/// As [`load_plain`]; whether it is done.
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "each arm cuts the value to its width"
+)]
+#[inline(always)]
+fn store_plain<M: GuestMemory>(memory: &M, addr: GuestAddress, width: Width, value: u64) -> bool {
     let plain = memory.physical_memory();
-    if let Some((region, at)) = plain.and_then(|plain| plain.to_region_addr(addr))
-        && region.store(value, at, order).is_ok()
-    {
-        return Ok(());
+    let Some((region, at)) = plain.and_then(|plain| plain.to_region_addr(addr)) else {
+        return false;
+    };
+    match width {
+        Width::B1 => region.store(value as u8, at, RELEASE),
+        Width::B2 => region.store(value as u16, at, RELEASE),
+        Width::B4 => region.store(value as u32, at, RELEASE),
+        Width::B8 => region.store(value, at, RELEASE),
     }
-    Bytes::store(memory, value, addr, order)
+    .is_ok()
+}
+
+/// Pairs with the guest's own release of what it wrote before the word (x86 stores are).
+const ACQUIRE: Ordering = Ordering::Acquire;
+/// Pairs with the acquiring load of a vCPU that sees the word (x86 loads are).
+const RELEASE: Ordering = Ordering::Release;
+
+/// Every other load.
+#[cold]
+fn load_any<M: GuestMemory>(memory: &M, addr: GuestAddress, width: Width) -> Result<u64, RamError> {
+    let fail = |_| RamError {
+        addr,
+        len: width.size(),
+    };
+    if addr.0 & (width.bytes() - 1) != 0 {
+        let mut bytes = [0; 8];
+        let part = bytes.get_mut(..width.size()).unwrap_or_default();
+        memory.read_slice(part, addr).map_err(fail)?;
+        return Ok(u64::from_le_bytes(bytes));
+    }
+    match width {
+        Width::B1 => Bytes::load::<u8>(memory, addr, ACQUIRE).map(u64::from),
+        Width::B2 => Bytes::load::<u16>(memory, addr, ACQUIRE).map(u64::from),
+        Width::B4 => Bytes::load::<u32>(memory, addr, ACQUIRE).map(u64::from),
+        Width::B8 => Bytes::load::<u64>(memory, addr, ACQUIRE),
+    }
+    .map_err(fail)
+}
+
+/// Every other store.
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "each arm cuts the value to its width"
+)]
+#[cold]
+fn store_any<M: GuestMemory>(
+    memory: &M,
+    addr: GuestAddress,
+    width: Width,
+    value: u64,
+) -> Result<(), RamError> {
+    let fail = |_| RamError {
+        addr,
+        len: width.size(),
+    };
+    if addr.0 & (width.bytes() - 1) != 0 {
+        let bytes = value.to_le_bytes();
+        let part = bytes.get(..width.size()).unwrap_or_default();
+        return memory.write_slice(part, addr).map_err(fail);
+    }
+    match width {
+        Width::B1 => Bytes::store(memory, value as u8, addr, RELEASE),
+        Width::B2 => Bytes::store(memory, value as u16, addr, RELEASE),
+        Width::B4 => Bytes::store(memory, value as u32, addr, RELEASE),
+        Width::B8 => Bytes::store(memory, value, addr, RELEASE),
+    }
+    .map_err(fail)
 }
 
 impl<M: GuestMemory + Send + Sync> GuestRam for M {
@@ -177,50 +244,20 @@ impl<M: GuestMemory + Send + Sync> GuestRam for M {
         })
     }
 
+    #[inline]
     fn load(&self, addr: GuestAddress, width: Width) -> Result<u64, RamError> {
-        let fail = |_| RamError {
-            addr,
-            len: width.size(),
-        };
-        if !addr.0.is_multiple_of(width.bytes()) {
-            let mut bytes = [0; 8];
-            let part = bytes.get_mut(..width.size()).unwrap_or_default();
-            self.read_slice(part, addr).map_err(fail)?;
-            return Ok(u64::from_le_bytes(bytes));
+        match load_plain(self, addr, width) {
+            Some(value) => Ok(value),
+            None => load_any(self, addr, width),
         }
-        // Acquire: pairs with the guest's own release of what it wrote before this word (x86 stores are).
-        let order = Ordering::Acquire;
-        match width {
-            Width::B1 => load_as::<u8, _>(self, addr, order).map(u64::from),
-            Width::B2 => load_as::<u16, _>(self, addr, order).map(u64::from),
-            Width::B4 => load_as::<u32, _>(self, addr, order).map(u64::from),
-            Width::B8 => load_as::<u64, _>(self, addr, order),
-        }
-        .map_err(fail)
     }
 
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "each arm cuts the value to its width"
-    )]
+    #[inline(always)]
     fn store(&self, addr: GuestAddress, width: Width, value: u64) -> Result<(), RamError> {
-        let fail = |_| RamError {
-            addr,
-            len: width.size(),
-        };
-        if !addr.0.is_multiple_of(width.bytes()) {
-            let bytes = value.to_le_bytes();
-            let part = bytes.get(..width.size()).unwrap_or_default();
-            return self.write_slice(part, addr).map_err(fail);
+        if store_plain(self, addr, width, value) {
+            Ok(())
+        } else {
+            store_any(self, addr, width, value)
         }
-        // Release: pairs with the acquiring load of a vCPU that sees this word (x86 loads are).
-        let order = Ordering::Release;
-        match width {
-            Width::B1 => store_as(self, value as u8, addr, order),
-            Width::B2 => store_as(self, value as u16, addr, order),
-            Width::B4 => store_as(self, value as u32, addr, order),
-            Width::B8 => store_as(self, value, addr, order),
-        }
-        .map_err(fail)
     }
 }

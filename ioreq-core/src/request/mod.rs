@@ -10,12 +10,14 @@ mod decode;
 mod element;
 mod io;
 mod malformed;
+mod plain;
 
 pub use buffered::BufferedRequest;
 pub use decode::decode;
 pub use element::{Element, Elements};
 pub use io::{Data, Direction, Io, Target};
 pub use malformed::Malformed;
+pub(crate) use plain::Plain;
 
 use crate::ids::VcpuId;
 

@@ -15,9 +15,10 @@ use crate::handler::{
     ReadOutcome, Reply, Space, Verdict, WriteOutcome, WriteSource,
 };
 use crate::hypervisor::Hypervisor;
-use crate::ids::{Gfn, PAGE_SIZE, Sbdf, VcpuId};
+use crate::ids::{Gfn, PAGE_SIZE, Sbdf};
 use crate::memory::{GuestRam, Width};
-use crate::stats::{RouteCounters, WorkerCounters};
+use crate::request::Plain;
+use crate::stats::WorkerCounters;
 use crate::sync::atomic::{Ordering, fence};
 
 /// Why an access is not done yet.
@@ -30,8 +31,19 @@ pub(super) enum Pause {
 }
 
 /// A route and its handler; None for a page that is leaving.
-fn with_handler(route: Option<&PageRoute>) -> Option<(&PageRoute, &Arc<dyn PageHandler>)> {
+pub(super) fn with_handler(
+    route: Option<&PageRoute>,
+) -> Option<(&PageRoute, &Arc<dyn PageHandler>)> {
     route.and_then(|route| Some((route, route.handler.as_ref()?)))
+}
+
+/// Runs a handler; None if it panicked.
+#[inline(always)]
+fn call<T>(page: bool, handler: impl FnOnce() -> T) -> Option<T> {
+    let _scope = Scope::enter(page);
+    // A handler that panicked may have left its own state half-changed; that is its own affair, as with a poisoned lock
+    // whose holder goes on. The framework's state is not in reach of the closure.
+    catch_unwind(AssertUnwindSafe(handler)).ok()
 }
 
 /// What an access goes to.
@@ -63,20 +75,28 @@ impl Place {
 /// Everything that one worker's accesses need, for one request.
 pub(super) struct Bus<'a, H: Hypervisor> {
     pub(super) core: &'a Core<H>,
-    pub(super) ram: &'a dyn GuestRam,
+    pub(super) cx: &'a Context<'a>,
+    /// The same guest memory, where stores into it are not logged: no virtual call is needed then.
+    pub(super) memory: Option<&'a H::Memory>,
     pub(super) guard: &'a ReadGuard<'a>,
     pub(super) counters: &'a WorkerCounters,
     /// Index of this worker's counters in per-route arrays.
     pub(super) worker: usize,
-    pub(super) vcpu: VcpuId,
 }
 
-impl<H: Hypervisor> Bus<'_, H> {
-    fn context(&self) -> Context<'_> {
-        Context::detached(self.core.hv.domid(), self.vcpu, self.ram)
+// Not derived: that would ask the same of `H`.
+impl<H: Hypervisor> Clone for Bus<'_, H> {
+    fn clone(&self) -> Self {
+        *self
     }
+}
 
-    fn find(&self, place: Place, width: Width) -> Option<(&Route, Access)> {
+impl<H: Hypervisor> Copy for Bus<'_, H> {}
+
+/// Taken by value: what is taken by reference has to be in memory, on the way of every request.
+impl<'a, H: Hypervisor> Bus<'a, H> {
+    #[inline(always)]
+    fn find(self, place: Place, width: Width) -> Option<(&'a Route, Access)> {
         let route = match place {
             Place::Port(port) => self.core.routes.port(port, width, self.guard),
             Place::Mmio(addr) => self.core.routes.mmio(addr, width.bytes(), self.guard),
@@ -99,56 +119,101 @@ impl<H: Hypervisor> Bus<'_, H> {
         ))
     }
 
+    /// Guest memory. Where the compiler sees which it is, no virtual call is made.
+    #[inline(always)]
+    fn ram(self) -> &'a dyn GuestRam {
+        match self.memory {
+            Some(memory) => memory,
+            None => self.cx.ram(),
+        }
+    }
+
+    /// A plain access, and what answers it: the value of a read.
+    #[inline(always)]
+    pub(super) fn plain(self, plain: Plain) -> Result<Option<u64>, Pause> {
+        let Plain {
+            is_port,
+            is_read,
+            width,
+            addr,
+            data,
+        } = plain;
+        let value = || width.cut(data);
+        #[allow(clippy::cast_possible_truncation, reason = "a port is below 65536")]
+        let port = addr as u16;
+        match (is_port, is_read) {
+            (true, true) => self.counters.port_reads.bump(),
+            (true, false) => self.counters.port_writes.bump(),
+            (false, true) => self.counters.mmio_reads.bump(),
+            (false, false) => self.counters.mmio_writes.bump(),
+        }
+        match (is_port, is_read) {
+            (true, true) => self.read(Place::Port(port), width).map(Some),
+            (true, false) => self.write(Place::Port(port), width, value()).map(|()| None),
+            (false, true) => self.read(Place::Mmio(addr), width).map(Some),
+            (false, false) => self.write(Place::Mmio(addr), width, value()).map(|()| None),
+        }
+    }
+
     /// One read. All-ones where nobody answers.
-    pub(super) fn read(&self, place: Place, width: Width) -> Result<u64, Pause> {
+    #[inline(always)]
+    pub(super) fn read(self, place: Place, width: Width) -> Result<u64, Pause> {
         let Some((route, access)) = self.find(place, width) else {
-            return Ok(self.unclaimed_read(place, width));
+            return Ok(self
+                .core
+                .unclaimed_read(self.cx, self.counters, place, width));
         };
         let counters = route.counters.of(self.worker);
         if let Some(counters) = counters {
             counters.reads.bump();
         }
-        match self.call(false, || route.handler.read(&self.context(), access)) {
+        let cx = self.cx;
+        match call(false, move || route.handler.read(cx, access)) {
             Some(ReadOutcome::Value(value)) => Ok(width.cut(value)),
             Some(ReadOutcome::Refused(why)) => {
-                self.refused(route, counters, why, access);
+                self.core
+                    .refused(self.cx, self.counters, (route, counters), why, access);
                 Ok(width.all_ones())
             }
             Some(ReadOutcome::Defer(deferred)) => Err(Pause::Deferred(deferred.into_pending())),
             None => {
-                self.panicked(&route.name, counters);
+                self.core
+                    .panicked(self.cx, self.counters, &route.name, counters);
                 Ok(width.all_ones())
             }
         }
     }
 
-    /// One write to a port, an MMIO address or configuration space; a write to guest memory goes to [`Self::store`].
-    pub(super) fn write(&self, place: Place, width: Width, value: u64) -> Result<(), Pause> {
-        let value = width.cut(value);
+    /// One write, of a value cut to its width, to a port, an MMIO address or configuration space; a write to guest memory goes
+    /// to [`Self::store`].
+    #[inline(always)]
+    pub(super) fn write(self, place: Place, width: Width, value: u64) -> Result<(), Pause> {
         if let Place::Mmio(addr) = place
             && let Some(result) = self.write_tracked(addr, width, value)
         {
             return result;
         }
         let Some((route, access)) = self.find(place, width) else {
-            self.unclaimed_write(place, width, value);
+            self.core
+                .unclaimed_write(self.cx, self.counters, place, width, value);
             return Ok(());
         };
         let counters = route.counters.of(self.worker);
         if let Some(counters) = counters {
             counters.writes.bump();
         }
-        match self.call(false, || {
-            route.handler.write(&self.context(), access, value)
-        }) {
+        let cx = self.cx;
+        match call(false, move || route.handler.write(cx, access, value)) {
             Some(WriteOutcome::Done) => Ok(()),
             Some(WriteOutcome::Refused(why)) => {
-                self.refused(route, counters, why, access);
+                self.core
+                    .refused(self.cx, self.counters, (route, counters), why, access);
                 Ok(())
             }
             Some(WriteOutcome::Defer(deferred)) => Err(Pause::Deferred(deferred.into_pending())),
             None => {
-                self.panicked(&route.name, counters);
+                self.core
+                    .panicked(self.cx, self.counters, &route.name, counters);
                 Ok(())
             }
         }
@@ -156,7 +221,7 @@ impl<H: Hypervisor> Bus<'_, H> {
 
     /// Offers elements of a repeated instruction to their handler at once. None if they go one by one.
     pub(super) fn batch(
-        &self,
+        self,
         place: Place,
         width: Width,
         stride: i64,
@@ -180,12 +245,12 @@ impl<H: Hypervisor> Bus<'_, H> {
                 return None;
             }
         }
-        let cx = self.context();
-        let outcome = self.call(false, || {
+        let cx = self.cx;
+        let outcome = call(false, || {
             if read {
-                route.handler.read_batch(&cx, &batch, values)
+                route.handler.read_batch(cx, &batch, values)
             } else {
-                route.handler.write_batch(&cx, &batch, values)
+                route.handler.write_batch(cx, &batch, values)
             }
         });
         let counters = route.counters.of(self.worker);
@@ -194,11 +259,13 @@ impl<H: Hypervisor> Bus<'_, H> {
             Some(BatchOutcome::Done) => {}
             Some(BatchOutcome::Refused(why)) => {
                 values.fill(width.all_ones());
-                self.refused(route, counters, why, first);
+                self.core
+                    .refused(self.cx, self.counters, (route, counters), why, first);
             }
             None => {
                 values.fill(width.all_ones());
-                self.panicked(&route.name, counters);
+                self.core
+                    .panicked(self.cx, self.counters, &route.name, counters);
             }
         }
         if let Some(counters) = counters {
@@ -216,7 +283,8 @@ impl<H: Hypervisor> Bus<'_, H> {
     }
 
     /// A trapped write, if the page is tracked or was until just now.
-    fn write_tracked(&self, addr: u64, width: Width, value: u64) -> Option<Result<(), Pause>> {
+    #[inline(always)]
+    fn write_tracked(self, addr: u64, width: Width, value: u64) -> Option<Result<(), Pause>> {
         let page = self
             .core
             .pages
@@ -229,9 +297,23 @@ impl<H: Hypervisor> Bus<'_, H> {
         Some(written)
     }
 
+    /// The same for others than trapped writes, which are fewer.
+    #[inline(never)]
+    fn write_page_too(
+        self,
+        page: &Page<'_, PageRoute>,
+        addr: u64,
+        width: Width,
+        value: u64,
+        source: WriteSource,
+    ) -> Result<(), Pause> {
+        self.write_page(page, addr, width, value, source)
+    }
+
     /// Handler and store of one write to a tracked page, in the page's order.
+    #[inline(always)]
     fn write_page(
-        &self,
+        self,
         page: &Page<'_, PageRoute>,
         addr: u64,
         width: Width,
@@ -243,37 +325,46 @@ impl<H: Hypervisor> Bus<'_, H> {
         };
         // The route as it is now that the order is ours; none if the page left while we waited for it.
         let route = page.route();
-        let Some((route, handler)) = with_handler(route).or_else(|| {
-            self.store_ram(addr, width, value);
-            if source == WriteSource::Trapped
-                && let Some(state) = self.core.vcpus.of(self.vcpu.0 as usize)
-            {
-                state.note_late(Gfn::of(GuestAddress(addr)));
-            }
-            // SeqCst: our store, then the look at the route; pairs with the fence in `Ledger::track`. A page that was leaving and
-            // was taken back meanwhile may have been read before our store: its handler is told after all.
-            fence(Ordering::SeqCst);
-            with_handler(page.route())
-        }) else {
-            drop(order);
-            return match (route, source) {
-                // It left for good while we waited; it may have come back.
-                (None, WriteSource::Framework | WriteSource::Dma) => {
-                    self.tracked_meanwhile(GuestAddress(addr), width, value, source)
+        let (route, handler) = match with_handler(route) {
+            Some(found) => found,
+            None => match self.core.write_leaving(
+                self.cx,
+                self.counters,
+                page,
+                (addr, width, value),
+                source,
+            ) {
+                Some(found) => found,
+                None => {
+                    drop(order);
+                    return match (route, source) {
+                        // It left for good while we waited; it may have come back.
+                        (None, WriteSource::Framework | WriteSource::Dma) => {
+                            self.tracked_meanwhile(GuestAddress(addr), width, value, source)
+                        }
+                        _ => Ok(()),
+                    };
                 }
-                _ => Ok(()),
-            };
+            },
         };
         let counters = route.tracker.counters.of(self.worker);
         if let Some(counters) = counters {
             counters.writes.bump();
         }
-        let Some(write) = PageWrite::new(GuestAddress(addr), width, value, source, self.ram) else {
+        let Some(write) = PageWrite::of_cut(GuestAddress(addr), width, value, source, self.ram())
+        else {
             // Xen splits accesses at page ends, and so do we: this is a guest playing with its slot.
             self.counters.malformed.bump();
             return Ok(());
         };
-        let verdict = match self.call(true, || handler.write(&self.context(), &write)) {
+        let cx = self.cx;
+        let outcome = call(true, || handler.write(cx, &write));
+        if let Some(PageOutcome::Apply) = outcome {
+            self.store_ram(addr, width, value);
+            drop(order);
+            return Ok(());
+        }
+        let verdict = match outcome {
             Some(PageOutcome::Apply) => Verdict::Apply,
             Some(PageOutcome::Replace(value)) => Verdict::Replace(value),
             Some(PageOutcome::Drop | PageOutcome::Done) => Verdict::Drop,
@@ -292,7 +383,8 @@ impl<H: Hypervisor> Bus<'_, H> {
                 return Ok(());
             }
             None => {
-                self.panicked(&route.tracker.name, counters);
+                self.core
+                    .panicked(self.cx, self.counters, &route.tracker.name, counters);
                 route.fallback
             }
         };
@@ -301,8 +393,10 @@ impl<H: Hypervisor> Bus<'_, H> {
         Ok(())
     }
 
+    #[cold]
+    #[inline(never)]
     fn store_when_told(
-        &self,
+        self,
         pending: Arc<Pending>,
         addr: GuestAddress,
         width: Width,
@@ -335,7 +429,7 @@ impl<H: Hypervisor> Bus<'_, H> {
 
     /// Carries out a verdict that came later: in the page's order, if the page is still tracked.
     pub(super) fn settle_later(
-        &self,
+        self,
         addr: u64,
         width: Width,
         value: u64,
@@ -358,7 +452,8 @@ impl<H: Hypervisor> Bus<'_, H> {
         Ok(())
     }
 
-    fn settle(&self, addr: u64, width: Width, value: u64, verdict: Verdict) {
+    #[inline(always)]
+    fn settle(self, addr: u64, width: Width, value: u64, verdict: Verdict) {
         match verdict {
             Verdict::Apply => self.store_ram(addr, width, value),
             Verdict::Replace(value) => self.store_ram(addr, width, width.cut(value)),
@@ -368,7 +463,7 @@ impl<H: Hypervisor> Bus<'_, H> {
 
     /// Stores into guest memory; into tracked pages through their handlers. An element may cross a page's end.
     pub(super) fn store(
-        &self,
+        self,
         addr: GuestAddress,
         width: Width,
         value: u64,
@@ -378,7 +473,7 @@ impl<H: Hypervisor> Bus<'_, H> {
             return self.store_across(addr, width, value, source);
         }
         match self.core.pages.find(Gfn::of(addr), self.guard) {
-            Some(page) => self.write_page(&page, addr.0, width, value, source),
+            Some(page) => self.write_page_too(&page, addr.0, width, value, source),
             None => {
                 self.store_ram(addr.0, width, value);
                 self.tracked_meanwhile(addr, width, value, source)
@@ -389,7 +484,7 @@ impl<H: Hypervisor> Bus<'_, H> {
     /// A page that came to be tracked while we stored into it: whoever tracks it may have read it before our store, so the
     /// write is told to its handler after all.
     fn tracked_meanwhile(
-        &self,
+        self,
         addr: GuestAddress,
         width: Width,
         value: u64,
@@ -399,7 +494,7 @@ impl<H: Hypervisor> Bus<'_, H> {
         // in what it reads, or we see its route.
         fence(Ordering::SeqCst);
         match self.core.pages.find(Gfn::of(addr), self.guard) {
-            Some(page) => self.write_page(&page, addr.0, width, value, source),
+            Some(page) => self.write_page_too(&page, addr.0, width, value, source),
             None => Ok(()),
         }
     }
@@ -407,7 +502,7 @@ impl<H: Hypervisor> Bus<'_, H> {
     /// Byte by byte, as two pages have two orders. A byte whose page is parked makes the whole element start again, which
     /// stores the same bytes once more.
     fn store_across(
-        &self,
+        self,
         addr: GuestAddress,
         width: Width,
         value: u64,
@@ -423,68 +518,18 @@ impl<H: Hypervisor> Bus<'_, H> {
     }
 
     /// Data of a repeated instruction; None, counted, if it is not guest memory.
-    pub(super) fn load(&self, addr: GuestAddress, width: Width) -> Option<u64> {
-        let value = self.ram.load(addr, width).ok();
+    pub(super) fn load(self, addr: GuestAddress, width: Width) -> Option<u64> {
+        let value = self.cx.ram().load(addr, width).ok();
         if value.is_none() {
             self.counters.data_faults.bump();
         }
         value
     }
 
-    fn store_ram(&self, addr: u64, width: Width, value: u64) {
-        if self.ram.store(GuestAddress(addr), width, value).is_err() {
+    #[inline(always)]
+    fn store_ram(self, addr: u64, width: Width, value: u64) {
+        if self.ram().store(GuestAddress(addr), width, value).is_err() {
             self.counters.data_faults.bump();
-        }
-    }
-
-    /// Runs a handler; None if it panicked.
-    fn call<T>(&self, page: bool, handler: impl FnOnce() -> T) -> Option<T> {
-        let _scope = Scope::enter(page);
-        // A handler that panicked may have left its own state half-changed; that is its own affair, as with a poisoned lock
-        // whose holder goes on. The framework's state is not in reach of the closure.
-        catch_unwind(AssertUnwindSafe(handler)).ok()
-    }
-
-    fn unclaimed_read(&self, place: Place, width: Width) -> u64 {
-        self.counters.unclaimed.bump();
-        if self.core.log_limit.allow() {
-            tracing::debug!(domid = %self.core.hv.domid(), vcpu = %self.vcpu, ?place, ?width, "read of no route");
-        }
-        width.all_ones()
-    }
-
-    /// A write that no route takes: one to guest memory is the last of a page that is not tracked any more, and is the guest's
-    /// own; others are dropped.
-    fn unclaimed_write(&self, place: Place, width: Width, value: u64) {
-        if let Place::Mmio(addr) = place
-            && self.ram.store(GuestAddress(addr), width, value).is_ok()
-        {
-            self.counters.stale_writes.bump();
-            return;
-        }
-        self.counters.unclaimed.bump();
-        if self.core.log_limit.allow() {
-            tracing::debug!(domid = %self.core.hv.domid(), vcpu = %self.vcpu, ?place, ?width, "write to no route");
-        }
-    }
-
-    fn refused(&self, route: &Route, counters: Option<&RouteCounters>, why: &str, access: Access) {
-        self.counters.refused.bump();
-        if let Some(counters) = counters {
-            counters.refused.bump();
-        }
-        if self.core.log_limit.allow() {
-            tracing::debug!(domid = %self.core.hv.domid(), vcpu = %self.vcpu, route = %route.name, ?access, why, "refused");
-        }
-    }
-
-    fn panicked(&self, name: &str, counters: Option<&RouteCounters>) {
-        self.counters.panics.bump();
-        if let Some(counters) = counters {
-            counters.panics.bump();
-        }
-        if self.core.log_limit.allow() {
-            tracing::error!(domid = %self.core.hv.domid(), vcpu = %self.vcpu, handler = name, "a handler panicked");
         }
     }
 }

@@ -52,31 +52,6 @@ impl Carry {
         }
     }
 
-    /// Carries out a single inline access, which most are, without what repeated ones need; None if it is not one. One that
-    /// has to wait goes on as a [`new`](Self::new) one.
-    #[inline(always)]
-    pub(super) fn once<H: Hypervisor>(
-        io: &Io,
-        bus: &Bus<'_, H>,
-    ) -> Option<Result<Option<u64>, Pause>> {
-        let Data::Inline(value) = io.data() else {
-            return None;
-        };
-        if io.count() != 1 {
-            return None;
-        }
-        let place = match io.target() {
-            Target::Port(port) => Place::Port(port),
-            Target::Mmio(addr) => Place::Mmio(addr.0),
-            Target::Pci { sbdf, register } => Place::Pci(sbdf, register),
-        };
-        Some(if io.is_read() {
-            bus.read(place, io.width()).map(Some)
-        } else {
-            bus.write(place, io.width(), value).map(|()| None)
-        })
-    }
-
     /// The width, if nothing but the answer is left once the current element's handler has replied: a single inline access
     /// to something other than a tracked page.
     pub(super) fn is_plain(&self) -> Option<Width> {

@@ -13,7 +13,7 @@ use crate::hypervisor::{DomainState, Hypervisor};
 use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// Between two looks at the domain's state, at overdue completions and at pages that would not come to rest.
-pub(super) const TICK: Duration = Duration::from_millis(100);
+pub(super) const TICK: Duration = Duration::from_millis(250);
 /// Between two steps while slots drain.
 const DRAIN: Duration = Duration::from_micros(50);
 

@@ -21,8 +21,8 @@ use super::watch::DomainNotice;
 use crate::claim::{Ledger, Step, UnmarkReport};
 use crate::dispatch::{Counted, Dispatcher, Grace, PageMap, PageRoute, ReadGuard, TrackerShared};
 use crate::error::{Error, ErrorKind, Op};
-use crate::handler::Verdict;
 use crate::handler::scope::Scope;
+use crate::handler::{Context, Verdict};
 use crate::hypervisor::{DomainState, Hypervisor};
 use crate::ids::{ServerId, VcpuId};
 use crate::memory::GuestRam;
@@ -345,6 +345,11 @@ impl<H: Hypervisor> Core<H> {
         self.invalidations.fetch_add(1, Ordering::Release);
     }
 
+    /// What handlers are told of a request of that vCPU.
+    pub(super) fn context<'a>(&self, vcpu: VcpuId, ram: &'a dyn GuestRam) -> Context<'a> {
+        Context::detached(self.hv.domid(), vcpu, ram)
+    }
+
     /// Serves what is in the buffered ring, unless it is empty. Whoever is about to serve a slot does so first: what the vCPU
     /// posted before comes before.
     #[inline]
@@ -379,13 +384,14 @@ impl<H: Hypervisor> Core<H> {
             let Some(counters) = self.counters.of(worker) else {
                 break;
             };
+            let cx = self.context(VcpuId(0), logged.ram());
             let bus = Bus {
                 core: self,
-                ram: logged.ram(),
+                cx: &cx,
+                memory: None,
                 guard,
                 counters,
                 worker,
-                vcpu: VcpuId(0),
             };
             let result = consumer.drain(RING_BUDGET, |entry| self.posted(entry, &bus));
             drained += result.taken as usize;

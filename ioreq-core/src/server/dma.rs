@@ -165,13 +165,14 @@ fn store_piece<H: Hypervisor>(
     let Some(counters) = core.counters.of(worker) else {
         return Ok(None);
     };
+    let cx = core.context(VcpuId(0), ram);
     let bus = Bus {
         core,
-        ram,
+        cx: &cx,
+        memory: None,
         guard,
         counters,
         worker,
-        vcpu: VcpuId(0),
     };
     let in_page = usize::try_from(PAGE_SIZE - addr.0 % PAGE_SIZE).unwrap_or(usize::MAX);
     let piece = buf.get(..in_page).unwrap_or(buf);

@@ -5,6 +5,7 @@
 //! Whoever serves a group holds its lock: a worker thread for as long as it runs, an event loop or a polling caller for one
 //! pass. So there is one server of a slot at a time.
 
+use std::cell::OnceCell;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -306,15 +307,17 @@ impl<H: Hypervisor> Group<H> {
                     break;
                 }
                 // On a processor that they share the guest goes on when the worker sleeps again, not when it is answered. So as little
-                // as possible comes in between: ports are unmasked before the answer, and where the next request is not expected soon,
-                // there is no second look: what comes after the first has an event.
+                // as possible comes in between: ports are unmasked before the answer, and there is no second look: what comes
+                // after the first has an event.
                 self.unmask();
-                if !spin.is_seldom() || self.pass(core) == 0 {
+                if self.pass(core) == 0 {
                     break;
                 }
-                let now = Instant::now();
-                spin.served(|| now);
-                if spin.again(|| now) {
+                // One look at the clock, or none.
+                let now = OnceCell::new();
+                let clock = || *now.get_or_init(Instant::now);
+                spin.served(clock);
+                if spin.again(clock) {
                     break;
                 }
             }
@@ -324,11 +327,16 @@ impl<H: Hypervisor> Group<H> {
     /// Waits for an event or a wake-up, off line: a sleeping worker delays nobody.
     fn sleep(&mut self, core: &Core<H>) -> Result<(), Exit> {
         self.service.count(|counters| counters.sleeps.bump());
-        let mut ready = [EpollEvent::default(); 2];
-        let timeout = self.service.patience();
-        if self.waits && timeout < 0 {
-            return self.take_events();
+        match self.service.patience() {
+            timeout if timeout < 0 && self.waits => self.take_events(),
+            timeout => self.sleep_for(core, timeout),
         }
+    }
+
+    /// Waits for the descriptors, so many milliseconds; -1 for ever.
+    #[inline(never)]
+    fn sleep_for(&mut self, core: &Core<H>, timeout: i32) -> Result<(), Exit> {
+        let mut ready = [EpollEvent::default(); 2];
         let count = match self.epoll.wait(timeout, &mut ready) {
             Ok(count) => count,
             Err(err) if err.kind() == std::io::ErrorKind::Interrupted => 0,

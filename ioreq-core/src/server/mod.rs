@@ -24,6 +24,7 @@ mod record;
 mod routing;
 mod run;
 mod saved;
+mod seldom;
 mod service;
 mod subscriber;
 mod vcpu;

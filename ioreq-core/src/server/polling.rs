@@ -71,25 +71,32 @@ const SAMPLES: u32 = 4;
 /// Polls between two sleeps that only keep those samples fresh.
 const REFRESH: u32 = 512;
 
-/// The time since the last request.
-#[derive(Debug)]
-struct Idle {
-    since: Instant,
-    /// The last look at the clock.
-    seen: Instant,
-    rounds: u32,
-    wait: Wait,
-}
+/// Of requests far apart one in so many is timed: a look at the clock is a part of what they cost.
+const TIMED: u32 = 4;
 
 /// How the next request is waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wait {
-    /// Polling, for so long.
-    Poll(Duration),
-    /// Without polling.
-    Sleep,
+#[derive(Debug)]
+enum Idle {
+    Polling {
+        since: Instant,
+        /// The last look at the clock.
+        seen: Instant,
+        rounds: u32,
+        bound: Duration,
+    },
+    /// Asleep without polling, to see how long that takes.
+    Asleep { since: Instant },
+    /// Asleep, and nobody asks how long.
+    Untimed,
     /// Asleep after polling: tells nothing of how long a sleep takes.
     InVain,
+}
+
+/// What to wait by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    Poll(Duration),
+    Sleep { timed: bool },
 }
 
 /// A worker's state of waiting.
@@ -106,6 +113,8 @@ pub(super) struct Spin {
     credit: u32,
     /// Sleeps to go without polling.
     skip: u32,
+    /// Requests that need not be timed: the last that was came late.
+    untimed: u32,
     /// The next number of those.
     next_skip: u32,
 }
@@ -121,24 +130,27 @@ impl Spin {
             polls: REFRESH,
             credit: 0,
             skip: 0,
+            untimed: 0,
             next_skip: SKIP.0,
         }
     }
 
     /// A request came.
     pub(super) fn served(&mut self, clock: impl FnOnce() -> Instant) {
-        let Some(idle) = self.idle.take() else { return };
-        match idle.wait {
-            Wait::Poll(_) if idle.seen - idle.since <= self.asleep() => self.helped(),
-            Wait::Poll(_) => self.failed(),
-            Wait::Sleep => {
-                let gap = (clock() - idle.since).min(self.longest * 2);
+        match self.idle.take() {
+            Some(Idle::Polling { since, seen, .. }) if seen - since <= self.asleep() => {
+                self.helped();
+            }
+            Some(Idle::Polling { .. }) => self.failed(),
+            Some(Idle::Asleep { since }) => {
+                let gap = (clock() - since).min(self.longest * 2);
                 if let Some(oldest) = self.asleep.get_mut(self.oldest) {
                     *oldest = gap;
                 }
                 self.oldest = (self.oldest + 1) % self.asleep.len();
+                self.untimed = if gap > self.longest { TIMED - 1 } else { 0 };
             }
-            Wait::InVain => {}
+            Some(Idle::Untimed | Idle::InVain) | None => {}
         }
     }
 
@@ -152,31 +164,44 @@ impl Spin {
         if self.longest.is_zero() {
             return false;
         }
-        let Some(idle) = &mut self.idle else {
-            let (now, wait) = (clock(), self.choose());
-            self.idle = Some(Idle {
-                since: now,
-                seen: now,
-                rounds: 0,
-                wait,
-            });
-            return wait != Wait::Sleep;
-        };
-        let Wait::Poll(bound) = idle.wait else {
-            return false;
-        };
-        idle.rounds = idle.rounds.wrapping_add(1);
-        std::hint::spin_loop();
-        if !idle.rounds.is_multiple_of(CLOCK_EVERY) {
-            return true;
+        match &mut self.idle {
+            None => {
+                self.idle = Some(match self.choose() {
+                    Choice::Sleep { timed: false } => Idle::Untimed,
+                    Choice::Sleep { timed: true } => Idle::Asleep { since: clock() },
+                    Choice::Poll(bound) => {
+                        let now = clock();
+                        Idle::Polling {
+                            since: now,
+                            seen: now,
+                            rounds: 0,
+                            bound,
+                        }
+                    }
+                });
+                matches!(self.idle, Some(Idle::Polling { .. }))
+            }
+            Some(Idle::Polling {
+                since,
+                seen,
+                rounds,
+                bound,
+            }) => {
+                *rounds = rounds.wrapping_add(1);
+                std::hint::spin_loop();
+                if !rounds.is_multiple_of(CLOCK_EVERY) {
+                    return true;
+                }
+                *seen = clock();
+                if *seen - *since < *bound {
+                    return true;
+                }
+                self.idle = Some(Idle::InVain);
+                self.failed();
+                false
+            }
+            Some(Idle::Asleep { .. } | Idle::Untimed | Idle::InVain) => false,
         }
-        idle.seen = clock();
-        if idle.seen - idle.since < bound {
-            return true;
-        }
-        idle.wait = Wait::InVain;
-        self.failed();
-        false
     }
 
     /// Whether the next wait is a sleep from its beginning.
@@ -185,25 +210,30 @@ impl Spin {
     }
 
     /// Whether the last requests did not come soon.
-    pub(super) fn is_seldom(&self) -> bool {
+    fn is_seldom(&self) -> bool {
         self.asleep.iter().any(|gap| *gap > self.longest)
     }
 
     /// For the time that begins now.
-    fn choose(&mut self) -> Wait {
+    fn choose(&mut self) -> Choice {
         if self.is_seldom() {
-            return Wait::Sleep;
+            let timed = self.untimed == 0;
+            self.untimed = self.untimed.saturating_sub(1);
+            return Choice::Sleep { timed };
         }
         if self.skip > 0 {
             self.skip -= 1;
-            return Wait::Sleep;
+            // The last ones are what polling will be compared with.
+            return Choice::Sleep {
+                timed: self.skip < SAMPLES,
+            };
         }
         self.polls -= 1;
         if self.polls == 0 {
             self.polls = REFRESH;
-            return Wait::Sleep;
+            return Choice::Sleep { timed: true };
         }
-        Wait::Poll(match self.credit {
+        Choice::Poll(match self.credit {
             CREDIT => self.longest,
             _ => (self.asleep() * 2).min(self.longest),
         })
@@ -338,6 +368,22 @@ mod tests {
                 "and not a moment of polling"
             );
         }
+    }
+
+    #[test]
+    fn requests_far_apart_are_seldom_timed() {
+        let mut spin = Spin::new(Polling::up_to(LONGEST));
+        let (mut now, mut looks) = (Instant::now(), 0);
+        let mut clock = || {
+            looks += 1;
+            now += LONGEST * 2;
+            now
+        };
+        for _ in 0..400 {
+            assert!(!spin.again(&mut clock));
+            spin.served(&mut clock);
+        }
+        assert_eq!(looks, 2 * 400 / TIMED);
     }
 
     #[test]

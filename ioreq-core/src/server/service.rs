@@ -14,14 +14,14 @@ use super::dirty::LoggedRam;
 use super::group::{Member, Posted, Suspended};
 use super::vcpu::set_parked;
 use super::waker::Waker;
-use crate::abi::{STATE_IOREQ_READY, STATE_IORESP_READY};
+use crate::abi::{Ioreq, STATE_IOREQ_READY, STATE_IORESP_READY};
 use crate::audit;
 use crate::dispatch::ReadGuard;
 use crate::handler::{Pending, Reply};
 use crate::hypervisor::{EventChannels, Hypervisor};
 use crate::ids::{LocalPort, VcpuId};
-use crate::request::{Io, Kind, Target, decode};
-use crate::slot::{Answered, Taken};
+use crate::request::{Io, Kind, Plain, Target, decode};
+use crate::slot::{Answered, Duty, Taken};
 use crate::stats::{PerWorker, WorkerCounters};
 
 /// Milliseconds between two looks of a sleeping worker with deferred requests at how overdue they are.
@@ -29,35 +29,24 @@ const OVERRUN_TICK: i32 = 100;
 /// Milliseconds between two tries of a parked request, should its wake-up have come too early.
 const PARKED_TICK: i32 = 1;
 
-/// Carries a request out as far as it goes: what is left of it, if it needed more than one access, and its answer. Inlined where
-/// it is hot, with `Carry::once`: that saves 15 instructions a request (`cargo xtask bench --instructions`).
-#[inline(always)]
-fn attempt<H: Hypervisor>(
-    io: &Io,
-    bus: &Bus<'_, H>,
-) -> (Option<Carry>, Result<Option<u64>, Pause>) {
-    match Carry::once(io, bus) {
-        Some(result) => (None, result),
-        None => {
-            let mut carry = Carry::new(*io);
-            let result = carry.run(bus).map(|()| carry.answer());
-            (Some(carry), result)
-        }
-    }
+/// Carries a request out as far as it goes.
+fn attempt<H: Hypervisor>(io: &Io, bus: &Bus<'_, H>) -> (Carry, Result<(), Pause>) {
+    let mut carry = Carry::new(*io);
+    let result = carry.run(bus);
+    (carry, result)
 }
 
 /// The same, and the hypervisor is told of the pages that were stored into. Apart, so that others pay for the look alone.
 #[cold]
 #[inline(never)]
-fn attempt_logged<H: Hypervisor>(
-    io: &Io,
-    bus: Bus<'_, H>,
-) -> (Option<Carry>, Result<Option<u64>, Pause>) {
-    let mut logged = LoggedRam::new(bus.core, bus.ram);
+fn attempt_logged<H: Hypervisor>(io: &Io, bus: Bus<'_, H>) -> (Carry, Result<(), Pause>) {
+    let mut logged = LoggedRam::new(bus.core, bus.cx.ram());
+    let cx = bus.core.context(bus.cx.vcpu(), logged.ram());
     let attempted = attempt(
         io,
         &Bus {
-            ram: logged.ram(),
+            cx: &cx,
+            memory: None,
             ..bus
         },
     );
@@ -76,6 +65,17 @@ pub(super) fn count(io: &Io, counters: &WorkerCounters) {
         (Target::Pci { .. }, true) => counters.pci_reads.bump(),
         (Target::Pci { .. }, false) => counters.pci_writes.bump(),
     }
+}
+
+/// When the request is one of those whose latency is measured: every so many, none if that is 0.
+#[inline(always)]
+fn sample(until: &mut u32, every: u32) -> Option<Instant> {
+    if *until > 1 {
+        *until -= 1;
+        return None;
+    }
+    *until = if every == 0 { u32::MAX } else { every };
+    (every != 0).then(Instant::now)
 }
 
 /// A member, and where to answer it: with these at hand no path loses the way to the vCPU that waits.
@@ -137,13 +137,13 @@ impl<H: Hypervisor> Service<H> {
             }
             let (vcpu, port) = (member.vcpu, member.port);
             audit::open();
-            let Some(taken) = slot.take() else {
+            let Some((duty, raw)) = slot.take_apart() else {
                 audit::close();
                 continue;
             };
             // Before the slot: what the guest did before it is in the ring, and comes first.
             served += 1 + core.drain_ring(&*self.memory, guard, self.index);
-            self.serve(core, guard, Caller { at, vcpu, port }, taken);
+            self.serve_taken(core, guard, Caller { at, vcpu, port }, duty, raw);
             audit::close();
             guard.quiesce();
         }
@@ -189,8 +189,66 @@ impl<H: Hypervisor> Service<H> {
         served
     }
 
+    /// The way of nearly every request, inlined into the look at its slot, so that it stays in registers. None of them is a
+    /// vector register, at least when the compiler is as it was (docs/benchmarks.md): the first use of one after a worker woke
+    /// is a trap where the hypervisor restores them lazily.
+    #[inline(always)]
+    fn serve_taken(
+        &mut self,
+        core: &Core<H>,
+        guard: &ReadGuard<'_>,
+        caller: Caller,
+        duty: Duty<'_>,
+        raw: Ioreq,
+    ) {
+        let Some(counters) = self.counters.of(self.index).filter(|_| !core.dirty.is_on()) else {
+            self.serve(core, guard, caller, Taken::new(duty, raw));
+            return;
+        };
+        let started = sample(&mut self.until_sample, self.sample_every);
+        let cx = core.context(caller.vcpu, &*self.memory);
+        let bus = Bus {
+            core,
+            cx: &cx,
+            memory: Some(&self.memory),
+            guard,
+            counters,
+            worker: self.index,
+        };
+        // Last, so that its branches are those of the access itself.
+        let Some(plain) = Plain::of(&raw) else {
+            self.serve(core, guard, caller, Taken::new(duty, raw));
+            return;
+        };
+        match bus.plain(plain) {
+            Ok(answer) => {
+                let answered = duty.answer(answer);
+                audit::close();
+                if let Some(started) = started {
+                    counters.latency.record(started.elapsed());
+                }
+                self.finish(core, caller.port, answered);
+            }
+            Err(pause) => self.suspend_plain(core, caller, Taken::new(duty, raw), pause),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn suspend_plain(&mut self, core: &Core<H>, caller: Caller, taken: Taken<'_>, pause: Pause) {
+        match decode(taken.raw(), caller.vcpu).map(|request| *request.kind()) {
+            Ok(Kind::Io(io)) => {
+                self.suspend(core, caller, taken.into_owned(), Carry::new(io), pause);
+            }
+            // Not reached: what is plain is such a request, too.
+            _ => self.finish(core, caller.port, taken.refuse()),
+        }
+    }
+
+    /// The way of the others.
+    #[inline(never)]
     fn serve(&mut self, core: &Core<H>, guard: &ReadGuard<'_>, caller: Caller, taken: Taken<'_>) {
-        let started = self.sample();
+        let started = sample(&mut self.until_sample, self.sample_every);
         let Caller { vcpu, port, .. } = caller;
         let Some(counters) = self.counters.of(self.index) else {
             self.finish(core, port, taken.refuse());
@@ -210,13 +268,14 @@ impl<H: Hypervisor> Service<H> {
         let data = match *request.kind() {
             Kind::Io(io) => {
                 count(&io, counters);
+                let cx = core.context(vcpu, &*self.memory);
                 let bus = Bus {
                     core,
-                    ram: &*self.memory,
+                    cx: &cx,
+                    memory: None,
                     guard,
                     counters,
                     worker: self.index,
-                    vcpu,
                 };
                 let (carry, result) = if core.dirty.is_on() {
                     attempt_logged(&io, bus)
@@ -224,9 +283,8 @@ impl<H: Hypervisor> Service<H> {
                     attempt(&io, &bus)
                 };
                 match result {
-                    Ok(answer) => answer,
+                    Ok(()) => carry.answer(),
                     Err(pause) => {
-                        let carry = carry.unwrap_or_else(|| Carry::new(io));
                         self.suspend(core, caller, taken.into_owned(), carry, pause);
                         return;
                     }
@@ -254,19 +312,6 @@ impl<H: Hypervisor> Service<H> {
             counters.latency.record(started.elapsed());
         }
         self.finish(core, port, answered);
-    }
-
-    /// When the request is one of those whose latency is measured.
-    fn sample(&mut self) -> Option<Instant> {
-        if self.sample_every == 0 {
-            return None;
-        }
-        if self.until_sample > 1 {
-            self.until_sample -= 1;
-            return None;
-        }
-        self.until_sample = self.sample_every;
-        Some(Instant::now())
     }
 
     fn suspend(
@@ -401,13 +446,14 @@ impl<H: Hypervisor> Service<H> {
             return;
         };
         let mut logged = LoggedRam::new(core, &*self.memory);
+        let cx = core.context(vcpu, logged.ram());
         let bus = Bus {
             core,
-            ram: logged.ram(),
+            cx: &cx,
+            memory: None,
             guard,
             counters,
             worker: self.index,
-            vcpu,
         };
         let result = carry.run(&bus);
         logged.tell();

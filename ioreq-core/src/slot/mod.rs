@@ -25,11 +25,13 @@
 //!
 //! The protocol is generic over [`SlotMemory`]: the loom models run this very source.
 
+mod duty;
 mod memory;
 mod page;
 mod slots;
 mod taken;
 
+pub(crate) use duty::Duty;
 pub use memory::{SlotIndex, SlotMemory};
 pub use page::IoreqPage;
 pub use slots::{Slot, SlotView, Slots};

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::duty::Duty;
 use super::memory::{SlotIndex, SlotMemory};
 use super::page::IoreqPage;
 use super::taken::Taken;
@@ -172,6 +173,13 @@ impl<'a, M: SlotMemory> Slot<'a, M> {
     where
         M: Clone,
     {
+        let (duty, raw) = self.take_in(STATE_IOREQ_READY)?;
+        Some(Taken::new(duty, raw))
+    }
+
+    /// The same in two parts, for who keeps the copy in registers.
+    #[inline(always)]
+    pub(crate) fn take_apart(&self) -> Option<(Duty<'a, M>, Ioreq)> {
         self.take_in(STATE_IOREQ_READY)
     }
 
@@ -182,14 +190,12 @@ impl<'a, M: SlotMemory> Slot<'a, M> {
     where
         M: Clone,
     {
-        self.take_in(STATE_IOREQ_INPROCESS)
+        let (duty, raw) = self.take_in(STATE_IOREQ_INPROCESS)?;
+        Some(Taken::new(duty, raw))
     }
 
-    #[inline]
-    fn take_in(&self, state: u8) -> Option<Taken<'a, M>>
-    where
-        M: Clone,
-    {
+    #[inline(always)]
+    fn take_in(&self, state: u8) -> Option<(Duty<'a, M>, Ioreq)> {
         let memory = &self.slots.memory;
         // Acquire: pairs with the barrier before `state = READY` in Xen's `ioreq_send`, so the fields read below are the
         // request's. For INPROCESS: with the Release below, by the thread that took it first.
@@ -212,7 +218,7 @@ impl<'a, M: SlotMemory> Slot<'a, M> {
         // thread did. Xen's `wait_for_io` takes no data with INPROCESS.
         let in_process = flags & !IOREQ_STATE_MASK | STATE_IOREQ_INPROCESS;
         memory.set_flags(self.index, in_process, Ordering::Release);
-        Some(Taken::new(self.slots, self.index, raw))
+        Some((Duty::new(self.slots, self.index, flags), raw))
     }
 
     /// Looks at the slot in whatever state it is, and changes nothing. For any thread.

@@ -5,12 +5,12 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use super::duty::{Duty, abandon, finish, refusal};
 use super::memory::{SlotIndex, SlotMemory};
 use super::page::IoreqPage;
 use super::slots::Slots;
-use crate::abi::{IOREQ_STATE_MASK, Ioreq, STATE_IORESP_READY};
+use crate::abi::Ioreq;
 use crate::ids::VcpuId;
-use crate::sync::atomic::Ordering;
 
 /// A request that was taken from its slot, and the duty to answer it.
 ///
@@ -67,6 +67,11 @@ pub struct Answered {
 }
 
 impl Answered {
+    #[inline]
+    pub(super) fn new(vcpu: VcpuId) -> Self {
+        Answered { vcpu }
+    }
+
     /// The vCPU to notify.
     #[must_use]
     pub fn vcpu(&self) -> VcpuId {
@@ -75,8 +80,10 @@ impl Answered {
 }
 
 impl<'a, M: SlotMemory + Clone> Taken<'a, M> {
+    /// The same duty, with the copy of the slot at hand.
     #[inline]
-    pub(super) fn new(slots: &'a Slots<M>, index: SlotIndex, raw: Ioreq) -> Self {
+    pub(crate) fn new(duty: Duty<'a, M>, raw: Ioreq) -> Self {
+        let (slots, index) = duty.pass_on();
         Taken {
             slots: Cow::Borrowed(slots),
             index,
@@ -86,12 +93,14 @@ impl<'a, M: SlotMemory + Clone> Taken<'a, M> {
     }
 
     /// The copy of the slot: as the guest's side wrote it, unchecked; `pad` is 0.
+    #[inline]
     #[must_use]
     pub fn raw(&self) -> &Ioreq {
         &self.raw
     }
 
     /// The vCPU that waits.
+    #[inline]
     #[must_use]
     pub fn vcpu(&self) -> VcpuId {
         self.index.vcpu()
@@ -115,33 +124,25 @@ impl<'a, M: SlotMemory + Clone> Taken<'a, M> {
     #[inline]
     pub fn answer(mut self, data: Option<u64>) -> Answered {
         self.finish(data);
-        Answered { vcpu: self.vcpu() }
+        Answered::new(self.vcpu())
     }
 
     /// Answers as nobody's device does: all-ones for an inline read, nothing for anything else. For requests that make no
     /// sense or go nowhere. Not counted as abandoned.
     pub fn refuse(mut self) -> Answered {
         self.finish_refused();
-        Answered { vcpu: self.vcpu() }
+        Answered::new(self.vcpu())
     }
 
     fn finish_refused(&mut self) {
-        let inline_read = self.raw.is_read() && !self.raw.data_is_ptr();
-        self.finish(inline_read.then_some(u64::MAX));
+        self.finish(refusal(self.raw.flags));
     }
 
     #[inline]
     fn finish(&mut self, data: Option<u64>) {
         // First, so that nothing can answer twice: from the store below on, the slot is Xen's.
         self.answered = true;
-        let memory = &self.slots.memory;
-        if let Some(data) = data {
-            memory.set_data(self.index, data);
-        }
-        let flags = self.raw.flags & !IOREQ_STATE_MASK | STATE_IORESP_READY;
-        // Release: pairs with the `smp_rmb` after the load of the state in Xen's `wait_for_io`: whoever sees RESP_READY sees
-        // the data, and all that the handler stored.
-        memory.set_flags(self.index, flags, Ordering::Release);
+        finish(&self.slots, self.index, self.raw.flags, data);
     }
 }
 
@@ -149,8 +150,7 @@ impl<M: SlotMemory + Clone> Drop for Taken<'_, M> {
     #[inline]
     fn drop(&mut self) {
         if !self.answered {
-            self.slots.count_abandoned();
-            self.finish_refused();
+            abandon(&self.slots, self.index, self.raw.flags);
         }
     }
 }

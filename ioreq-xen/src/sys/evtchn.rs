@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! UNSAFETY: ioctls of `/dev/xen/evtchn`.
+//! UNSAFETY: ioctls of `/dev/xen/evtchn`, and ports as the bytes that it is read and written in.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -94,36 +94,38 @@ impl Evtchn {
         retry(|| unsafe { ioctl_with_ref(self, IOCTL_EVTCHN_RESTRICT_DOMID, &arg) }).map(drop)
     }
 
-    /// Ports that fired, at most as many as `ports` has room for. Waits only if [told to](Self::set_blocking).
+    /// Ports that fired, at most as many as `ports` has room for. Waits only if [told to](Self::set_blocking). They are read where
+    /// they belong: a buffer in between would have to be cleared, at every wake-up of a worker.
     pub(crate) fn read(&self, ports: &mut [LocalPort]) -> io::Result<usize> {
-        let mut bytes = [[0; 4]; PORTS];
-        let room = ports.len().min(bytes.len());
-        let Some(part) = bytes.get_mut(..room).filter(|part| !part.is_empty()) else {
+        let room = ports.len().min(PORTS);
+        let Some(ports) = ports.get_mut(..room).filter(|ports| !ports.is_empty()) else {
             return Ok(0);
         };
-        let read = loop {
-            match (&self.file).read(part.as_flattened_mut()) {
-                Ok(read) => break read / 4,
+        // SAFETY: the bytes of `ports`, which is borrowed mutably for as long as this is used; a `LocalPort` is a `u32` and
+        // nothing else (`repr(transparent)`), so any bytes make one.
+        let bytes = unsafe {
+            std::slice::from_raw_parts_mut(ports.as_mut_ptr().cast::<u8>(), size_of_val(ports))
+        };
+        loop {
+            match (&self.file).read(bytes) {
+                // The kernel tells of whole ports.
+                Ok(read) => return Ok(read / size_of::<LocalPort>()),
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => return Ok(0),
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                 Err(err) => return Err(err),
             }
-        };
-        for (port, bytes) in ports.iter_mut().zip(part.iter().take(read)) {
-            *port = LocalPort(u32::from_ne_bytes(*bytes));
         }
-        Ok(read.min(room))
     }
 
     /// Lets ports fire again. The kernel passes over numbers that are not bound here.
     pub(crate) fn unmask(&self, ports: &[LocalPort]) -> io::Result<()> {
         for ports in ports.chunks(PORTS) {
-            let mut bytes = [[0; 4]; PORTS];
-            for (bytes, port) in bytes.iter_mut().zip(ports) {
-                *bytes = port.0.to_ne_bytes();
-            }
-            let part = bytes.get(..ports.len()).unwrap_or_default();
-            (&self.file).write_all(part.as_flattened())?;
+            // SAFETY: the bytes of `ports`, which is borrowed for as long as this is used; a `LocalPort` is a `u32` and nothing
+            // else (`repr(transparent)`).
+            let bytes = unsafe {
+                std::slice::from_raw_parts(ports.as_ptr().cast::<u8>(), size_of_val(ports))
+            };
+            (&self.file).write_all(bytes)?;
         }
         Ok(())
     }

@@ -259,7 +259,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-/// Microseconds a request, in every round.
+/// Microseconds a request, in every round: the median of its slices.
 fn rounds(records: &[Record], stack: &str, mode: &str, load: &str) -> Vec<f64> {
     let clock = records.iter().find(|record| record.about == "clock");
     let speed = clock.map_or(f64::NAN, |clock| {
@@ -272,7 +272,12 @@ fn rounds(records: &[Record], stack: &str, mode: &str, load: &str) -> Vec<f64> {
             && record.text("load") == load
     };
     let of = |record: &Record| record.number("ticks") / record.number("requests") / speed;
-    records.iter().filter(wanted).map(of).collect()
+    let mut rounds: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+    for record in records.iter().filter(wanted) {
+        let round = record.text("round").parse().unwrap_or_default();
+        rounds.entry(round).or_default().push(of(record));
+    }
+    rounds.into_values().map(median).collect()
 }
 
 fn spread(values: &[f64]) -> String {
