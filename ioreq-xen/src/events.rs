@@ -59,6 +59,12 @@ impl XenEvents {
         Ok((notified, fires))
     }
 
+    #[cold]
+    #[inline(never)]
+    fn not_notified(&self, port: LocalPort, errno: i32) -> Error {
+        self.error(errno).about(port.to_string())
+    }
+
     fn error(&self, errno: i32) -> Error {
         Error::from_errno(Op::EventChannel, errno).domain(self.domid)
     }
@@ -132,7 +138,7 @@ impl EventChannels for XenEvents {
     fn notify(&self, port: LocalPort) -> Result<()> {
         self.evtchn
             .notify(port)
-            .map_err(|errno| self.error(errno).about(port.to_string()))
+            .map_err(|errno| self.not_notified(port, errno))
     }
 
     fn recover(&self) -> Result<()> {

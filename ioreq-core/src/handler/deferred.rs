@@ -217,6 +217,8 @@ pub struct Deferred<R> {
 
 impl<R> Deferred<R> {
     /// The worker takes it over.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn into_pending(mut self) -> Arc<Pending> {
         self.pending
             .take()

@@ -360,11 +360,12 @@ impl<H: Hypervisor> Core<H> {
         worker: usize,
     ) -> usize {
         match &self.ring {
-            Some(ring) => self.drain(ring, ram, guard, worker),
-            None => 0,
+            Some(ring) if !ring.is_empty() => self.drain(ring, ram, guard, worker),
+            _ => 0,
         }
     }
 
+    #[inline(never)]
     fn drain(
         &self,
         ring: &BufferedRing,

@@ -17,6 +17,7 @@ use super::waker::Waker;
 use crate::abi::{Ioreq, STATE_IOREQ_READY, STATE_IORESP_READY};
 use crate::audit;
 use crate::dispatch::ReadGuard;
+use crate::error::Error;
 use crate::handler::{Pending, Reply};
 use crate::hypervisor::{EventChannels, Hypervisor};
 use crate::ids::{LocalPort, VcpuId};
@@ -109,9 +110,15 @@ impl<H: Hypervisor> Service<H> {
     pub(super) fn refresh_memory(&mut self, core: &Core<H>) {
         let epoch = core.memory_epoch();
         if epoch != self.memory_epoch {
-            self.memory = core.hv.memory();
-            self.memory_epoch = epoch;
+            self.fetch_memory(core, epoch);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fetch_memory(&mut self, core: &Core<H>, epoch: u64) {
+        self.memory = core.hv.memory();
+        self.memory_epoch = epoch;
     }
 
     /// One look at the ring, every slot, and the requests that were held back.
@@ -314,6 +321,8 @@ impl<H: Hypervisor> Service<H> {
         self.finish(core, port, answered);
     }
 
+    #[cold]
+    #[inline(never)]
     fn suspend(
         &mut self,
         core: &Core<H>,
@@ -379,6 +388,8 @@ impl<H: Hypervisor> Service<H> {
     }
 
     /// Goes on with requests that were held back.
+    #[cold]
+    #[inline(never)]
     fn resume(&mut self, core: &Core<H>, guard: &ReadGuard<'_>) -> usize {
         let mut resumed = 0;
         while let Some(Posted { member: at, reply }) = self.replies.pop() {
@@ -430,6 +441,8 @@ impl<H: Hypervisor> Service<H> {
         resumed
     }
 
+    #[cold]
+    #[inline(never)]
     fn go_on(
         &mut self,
         core: &Core<H>,
@@ -472,14 +485,17 @@ impl<H: Hypervisor> Service<H> {
     }
 
     fn notify(&self, core: &Core<H>, port: LocalPort) {
-        let result = self.events.notify(port);
-        self.count(|counters| match &result {
-            Ok(()) => counters.notifies.bump(),
-            Err(_) => counters.notify_errors.bump(),
-        });
-        if let Err(err) = result
-            && core.log_limit.allow()
-        {
+        match self.events.notify(port) {
+            Ok(()) => self.count(|counters| counters.notifies.bump()),
+            Err(err) => self.not_notified(core, &err),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn not_notified(&self, core: &Core<H>, err: &Error) {
+        self.count(|counters| counters.notify_errors.bump());
+        if core.log_limit.allow() {
             tracing::warn!(%err, domid = %core.hv.domid(), "a vCPU could not be notified");
         }
     }
@@ -504,6 +520,8 @@ impl<H: Hypervisor> Service<H> {
     }
 
     /// Tells of deferred requests that take longer than their handler said, once each.
+    #[cold]
+    #[inline(never)]
     fn report_overruns(&mut self, core: &Core<H>) {
         let now = Instant::now();
         for member in &mut self.members {

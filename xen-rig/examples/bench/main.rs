@@ -118,7 +118,7 @@ impl Bench {
     fn pause(&self, mode: Mode) -> u64 {
         match mode {
             Mode::Busy => 0,
-            Mode::Sleeping => 5 * self.turns,
+            Mode::Sleeping => 2 * self.turns,
         }
     }
 

@@ -14,7 +14,7 @@ fn slices(mode: Mode, load: Load) -> (u64, u64) {
         // Rings of 511, filled many times.
         (_, Load::VgaWrite) => (1, 4000),
         (Mode::Busy, _) => (3, 100),
-        (Mode::Sleeping, _) => (3, 20),
+        (Mode::Sleeping, _) => (4, 30),
     }
 }
 
@@ -130,7 +130,7 @@ impl Bench {
             };
             for took in took {
                 println!(
-                    "BENCH times stack={} mode={} load={} round={round} requests={count} ticks={} stalled={}",
+                    "BENCH times stack={} mode={} load={} round={round} requests={count} ticks={} pauses={} stalled={}",
                     stack.name(),
                     mode.name(),
                     load.name(),
@@ -138,6 +138,7 @@ impl Bench {
                         Mode::Busy => took.all,
                         Mode::Sleeping => took.accesses,
                     },
+                    took.all - took.accesses,
                     u8::from(stalls == TRIES)
                 );
             }
