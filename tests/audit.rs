@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ioreq::audit::{CountingAllocator, report, reset};
 use ioreq::claim::PageTracker;
@@ -37,14 +38,16 @@ impl PageHandler for Nothing {
 
 /// Runs a program on each of two vCPUs with a worker each, and reports on the workers.
 fn audited(
+    watched: bool,
     vcpus: [u32; 2],
     program: fn(&mut Cpu, u64) -> Result<(), CpuFault>,
 ) -> Vec<ioreq::audit::ThreadReport> {
     let domain = Machine::new().create_domain(DomainConfig::new(3)).unwrap();
-    let server = IoreqServer::builder(domain.hypervisor())
-        .workers(Workers::PerVcpu)
-        .build()
-        .unwrap();
+    let mut server = IoreqServer::builder(domain.hypervisor()).workers(Workers::PerVcpu);
+    if watched {
+        server = server.handler_budget(Duration::from_secs(600));
+    }
+    let server = server.build().unwrap();
     server
         .route(
             "mmio",
@@ -77,32 +80,34 @@ fn audited(
 
 #[test]
 fn a_request_takes_no_lock_allocates_nothing_and_has_one_read_modify_write() {
-    let reports = audited([0, 2], |cpu, vcpu| {
-        for round in 0..500 {
-            cpu.store64(((0x100 + vcpu * 0x200) << 12) + round % 512 * 8, round)?;
-            cpu.store32(0xe000_0000, 1)?;
-            cpu.load32(0xe000_0004)?;
-            cpu.outb(0x100, 1)?;
-            cpu.inb(0x101)?;
+    for watched in [false, true] {
+        let reports = audited(watched, [0, 2], |cpu, vcpu| {
+            for round in 0..500 {
+                cpu.store64(((0x100 + vcpu * 0x200) << 12) + round % 512 * 8, round)?;
+                cpu.store32(0xe000_0000, 1)?;
+                cpu.load32(0xe000_0004)?;
+                cpu.outb(0x100, 1)?;
+                cpu.inb(0x101)?;
+            }
+            Ok(())
+        });
+        let requests: u64 = reports.iter().map(|report| report.requests).sum();
+        assert_eq!(requests, 2 * 5 * 500, "every request was audited");
+        for report in &reports {
+            assert_eq!(
+                (report.most_locks, report.most_allocations),
+                (0, 0),
+                "{report:?}"
+            );
+            assert_eq!(report.most_rmws, 1, "the order of a page, and nothing else");
+            assert_eq!(report.most_fences, 0);
         }
-        Ok(())
-    });
-    let requests: u64 = reports.iter().map(|report| report.requests).sum();
-    assert_eq!(requests, 2 * 5 * 500, "every request was audited");
-    for report in &reports {
-        assert_eq!(
-            (report.most_locks, report.most_allocations),
-            (0, 0),
-            "{report:?}"
-        );
-        assert_eq!(report.most_rmws, 1, "the order of a page, and nothing else");
-        assert_eq!(report.most_fences, 0);
     }
 }
 
 /// Cache lines that both of two workers stored to, while their vCPUs wrote disjoint pages.
-fn common_lines(vcpus: [u32; 2]) -> Vec<usize> {
-    let reports = audited(vcpus, |cpu, guest| {
+fn common_lines(watched: bool, vcpus: [u32; 2]) -> Vec<usize> {
+    let reports = audited(watched, vcpus, |cpu, guest| {
         (0..500).try_for_each(|round| {
             cpu.store64(((0x100 + guest * 0x200) << 12) + round % 512 * 8, round)
         })
@@ -121,15 +126,17 @@ fn common_lines(vcpus: [u32; 2]) -> Vec<usize> {
 
 #[test]
 fn two_workers_on_disjoint_pages_store_to_no_common_cache_line() {
-    assert_eq!(
-        common_lines([0, 2]),
-        Vec::<usize>::new(),
-        "both store to these"
-    );
+    for watched in [false, true] {
+        assert_eq!(
+            common_lines(watched, [0, 2]),
+            Vec::<usize>::new(),
+            "both store to these"
+        );
+    }
 }
 
 /// Xen puts two slots into a cache line. That the audit sees it shows that it sees stores to slots at all.
 #[test]
 fn neighbouring_vcpus_share_the_line_of_their_slots_and_no_other() {
-    assert_eq!(common_lines([0, 1]).len(), 1);
+    assert_eq!(common_lines(false, [0, 1]).len(), 1);
 }

@@ -307,24 +307,6 @@ fn posted_writes_come_in_order_and_before_what_follows_them() {
 }
 
 #[test]
-fn lost_late_and_doubled_events_cost_no_request() {
-    let domain = domain(1);
-    let server = IoreqServer::builder(domain.hypervisor())
-        .polling(Polling::off())
-        .build()
-        .unwrap();
-    server.route("count", mmio(), Count::default()).unwrap();
-    let running = server.start().unwrap();
-    domain.faults().double_events(50);
-    let guest = domain.spawn(VcpuId(0), |cpu| {
-        (0..100).try_for_each(|_| cpu.store32(MMIO, 1))?;
-        cpu.load32(MMIO)
-    });
-    assert_eq!(guest.unwrap().join().unwrap(), 100);
-    running.stop().unwrap();
-}
-
-#[test]
 fn a_hostile_slot_costs_its_own_vcpu_only() {
     let domain = domain(2);
     let server = IoreqServer::builder(domain.hypervisor());

@@ -367,6 +367,49 @@ fn what_is_not_ours_is_refused_and_left_alone() {
     assert_eq!(domain.leaks().servers.len(), 1, "{:?}", domain.leaks());
 }
 
+/// Of a process that is dead, so that nothing but the record says no.
+#[test]
+fn a_record_of_another_boot_domain_or_incarnation_is_refused() {
+    let place = Place::new("checked");
+    let domain = domain();
+    let hv = domain.hypervisor();
+    let first = IoreqServer::builder(hv.clone())
+        .identity("a")
+        .record(&place.0)
+        .build()
+        .unwrap();
+    hv.kill();
+    bury(first);
+    let build = |identity: &str| {
+        IoreqServer::builder(domain.hypervisor())
+            .identity(identity)
+            .take_over(&place.0)
+            .build()
+    };
+    let refusal = |identity| {
+        let err = build(identity).map(drop).unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::InvalidArgument);
+        err.to_string()
+    };
+    assert!(refusal("b").contains("another domain has the id"));
+    let record = std::fs::read_to_string(&place.0).unwrap();
+    let with = |key: &str, value: &str| {
+        let line = |line: &str| match line.starts_with(key) {
+            true => format!("{key} {value}\n"),
+            false => format!("{line}\n"),
+        };
+        let changed: String = record.lines().map(line).collect();
+        assert_ne!(changed, record);
+        std::fs::write(&place.0, changed).unwrap();
+    };
+    with("boot:", "00000000-0000-0000-0000-000000000000");
+    assert!(refusal("a").contains("restarted"));
+    with("domid:", "4321");
+    assert!(refusal("a").contains("4321"));
+    std::fs::write(&place.0, &record).unwrap();
+    build("a").unwrap();
+}
+
 /// The guest writes numbers to a tracked page, a port and MMIO; processes die at random moments, each after a few requests.
 #[test]
 fn processes_die_at_random_and_memory_is_as_the_guest_wrote_it() {

@@ -49,6 +49,14 @@ impl Channel {
         }
     }
 
+    /// The ring of the handle that has bound it overflows at the next event that fires there.
+    pub(crate) fn overflow_next(&self) {
+        let bound = self.bound.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(binding) = &*bound {
+            binding.ring.queue().overflow_next = true;
+        }
+    }
+
     pub(crate) fn is_bound(&self) -> bool {
         self.bound
             .read()
@@ -349,6 +357,9 @@ impl EventChannels for SimEvents {
 
     fn pending(&self, ports: &mut [LocalPort]) -> Result<usize> {
         self.0.check()?;
+        if let Some(errno) = self.0.domain.faults.take_event_read() {
+            return Err(self.0.error(errno));
+        }
         let bindings = self.0.read();
         let mut queue = self.0.ring.queue();
         if queue.overflow {

@@ -2,7 +2,7 @@
 
 //! Faults on purpose: events lost, late, doubled or out of nowhere, and hypercalls that fail half-way.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::evtchn::Channel;
@@ -28,12 +28,16 @@ pub struct Faults {
     events: Mutex<EventFaults>,
     /// Pages that set_mem_type still changes before it fails, plus one; 0 is off.
     set_mem_type: AtomicU64,
+    /// Reads of events that fail.
+    event_reads: AtomicU64,
+    errno: AtomicI32,
 }
 
 #[derive(Debug, Default)]
 struct EventFaults {
     lose: u64,
     double: u64,
+    overflow: u64,
     delay: bool,
     late: Vec<Arc<Channel>>,
 }
@@ -54,6 +58,28 @@ impl Faults {
     /// Sends the next `n` events twice.
     pub fn double_events(&self, n: u64) {
         self.events(|e| e.double += n);
+    }
+
+    /// Makes the event ring that the next `n` events go to overflow, each: the event is lost, and the device model is told so when
+    /// it reads its events (EFBIG).
+    pub fn overflow_events(&self, n: u64) {
+        self.events(|e| e.overflow += n);
+    }
+
+    /// Makes the next `n` reads of events fail with `errno`, e.g. EINTR.
+    pub fn fail_event_reads(&self, n: u64, errno: i32) {
+        // Relaxed, both: a read that sees only one of the two succeeds or fails with the errno of earlier.
+        self.errno.store(errno, Ordering::Relaxed);
+        self.event_reads.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// The failure of this read of events, if it is to fail.
+    pub(crate) fn take_event_read(&self) -> Option<i32> {
+        // Relaxed: the number alone counts.
+        let left = self
+            .event_reads
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        left.ok().map(|_| self.errno.load(Ordering::Relaxed))
     }
 
     /// Holds events back until [`release_events`](Self::release_events).
@@ -93,6 +119,11 @@ impl Faults {
             events.lose -= 1;
         } else if events.delay {
             events.late.push(Arc::clone(channel));
+        } else if events.overflow > 0 {
+            events.overflow -= 1;
+            drop(events);
+            channel.overflow_next();
+            channel.raise();
         } else if events.double > 0 {
             events.double -= 1;
             drop(events);

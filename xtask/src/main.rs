@@ -5,6 +5,7 @@
 mod bench;
 mod breaks;
 mod doc_examples;
+mod doc_tests;
 mod main_job;
 mod mutants;
 mod packages;

@@ -57,16 +57,48 @@ fn complaints(path: &Path, text: &str) -> Vec<String> {
             wrong.push(format!("{}:{number}: {left}…) left over", path.display()));
         }
     }
+    if is_shipped(path) && unwraps_a_lock(text) {
+        wrong.push(format!(
+            "{}: a lock is unwrapped: one that a panic poisoned would stop the server (`PoisonError::into_inner`)",
+            path.display()
+        ));
+    }
     wrong
+}
+
+/// Of the crates that a device model is made of.
+fn is_shipped(path: &Path) -> bool {
+    let crates = ["ioreq-core/src", "ioreq-xen/src", "ioreq-backends/src"];
+    crates.iter().any(|name| path.starts_with(name)) && !is_test(path)
+}
+
+/// Whether the code before its tests takes a lock as if no holder had ever panicked.
+fn unwraps_a_lock(text: &str) -> bool {
+    let shipped = text.lines().take_while(|line| {
+        !line.starts_with("#[cfg(test)]") && !line.starts_with("#[cfg(all(test")
+    });
+    let code: String = shipped
+        .map(|line| line.split("//").next().unwrap_or_default())
+        .flat_map(|line| line.chars().filter(|c| !c.is_whitespace()))
+        .collect();
+    let takes = [".lock()", ".try_lock()", ".read()", ".write()"];
+    let hopes = [".unwrap()", ".expect("];
+    takes.iter().any(|take| {
+        hopes
+            .iter()
+            .any(|hope| code.contains(&format!("{take}{hope}")))
+    })
 }
 
 /// Tests reach into shared pages as the hypervisor does; the rule is about what is shipped.
 fn is_test(path: &Path) -> bool {
-    path.components()
-        .any(|part| part.as_os_str() == "tests" || part.as_os_str() == "benches")
-        || path
-            .file_name()
-            .is_some_and(|name| name == "tests.rs" || name == "model.rs")
+    path.components().any(|part| {
+        ["tests", "benches", "model"]
+            .iter()
+            .any(|dir| part.as_os_str() == *dir)
+    }) || path
+        .file_name()
+        .is_some_and(|name| name == "tests.rs" || name == "model.rs")
 }
 
 /// The word, split so that this file does not find itself.
@@ -104,6 +136,29 @@ mod tests {
         assert_eq!(of(&format!("{SPDX}\n//! UNSAFETY: why\n{code}\n")), 0);
         assert_eq!(of(&format!("{SPDX}\n// an {UNSAFE} fn would not do\n")), 0);
         assert_eq!(of(&format!("{SPDX}\nfn {UNSAFE}_free() {{}}\n")), 0);
+    }
+
+    #[test]
+    fn locks_are_taken_whoever_panicked() {
+        let at = |path: &str, code: &str| {
+            complaints(Path::new(path), &format!("{SPDX}\n{code}\n")).len()
+        };
+        let bad = "fn f() {\n    x\n        .lock()\n        .unwrap();\n}";
+        assert_eq!(at("ioreq-core/src/x.rs", bad), 1);
+        assert_eq!(
+            at(
+                "ioreq-core/src/x.rs",
+                &bad.replace("unwrap", "unwrap_or_else")
+            ),
+            0
+        );
+        assert_eq!(
+            at("ioreq-core/src/x.rs", &format!("#[cfg(test)]\n{bad}")),
+            0
+        );
+        assert_eq!(at("ioreq-core/src/x.rs", "/// x.lock().unwrap()"), 0);
+        assert_eq!(at("ioreq-core/tests/x.rs", bad), 0);
+        assert_eq!(at("ioreq-core/src/server/model/x.rs", bad), 0);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
 
 use crate::run::{cargo, root, succeed};
-use crate::{breaks, doc_examples, main_job, packages, source, xen};
+use crate::{breaks, doc_examples, doc_tests, main_job, packages, source, xen};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -41,7 +41,7 @@ const STEPS: &[Step] = &[
     ),
     (
         "docs",
-        "rustdoc with -D warnings; every public type has an example",
+        "rustdoc with -D warnings; every public type has an example; tests that documents name exist",
         docs,
     ),
     ("tests", "unit, integration and doc tests", tests),
@@ -149,7 +149,8 @@ fn docs() -> Result<()> {
         &["doc", "--workspace", "--no-deps", "--all-features"],
     );
     succeed(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
-    doc_examples::check()
+    doc_examples::check()?;
+    doc_tests::check()
 }
 
 /// With saved state: without the feature its tests would be empty.

@@ -475,8 +475,7 @@ impl<H: Hypervisor> UnmarkEnv for Env<'_, H> {
     }
 
     fn unpark(&self, gfn: Gfn) {
-        self.core.pages.unpark(gfn);
-        self.core.wake_parked();
+        self.core.unpark(gfn);
     }
 
     fn is_leaving(&self, gfn: Gfn) -> bool {

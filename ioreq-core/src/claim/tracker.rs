@@ -205,11 +205,16 @@ impl<H: Hypervisor> Tracker<H> {
     /// `RouteConflict` if a page is tracked already, `WrongState` without a claim. None is adopted then.
     pub fn adopt(&self, pages: GfnRange, handler: Arc<dyn PageHandler>) -> Result<()> {
         let core = upgrade(&self.core)?;
-        let route = self.route(Some(handler));
+        let route = self.route(&core, Some(handler));
         core.ledger().adopt(&core, pages, &route)
     }
 
-    fn route(&self, handler: Option<Arc<dyn PageHandler>>) -> Arc<Counted<PageRoute>> {
+    fn route(
+        &self,
+        core: &Core<H>,
+        handler: Option<Arc<dyn PageHandler>>,
+    ) -> Arc<Counted<PageRoute>> {
+        let handler = handler.map(|handler| core.panics.guard_page(&self.shared.name, handler));
         let fallback = handler
             .as_ref()
             .map_or(Verdict::Apply, |handler| handler.fallback());
@@ -228,7 +233,7 @@ impl<H: Hypervisor> PageTracker for Tracker<H> {
             err.untouched.push(pages);
             err
         })?;
-        let route = self.route(Some(handler));
+        let route = self.route(&core, Some(handler));
         let result = core.ledger().track(&core, pages, &route);
         if result.is_err() {
             core.wake_control();
@@ -248,7 +253,7 @@ impl<H: Hypervisor> PageTracker for Tracker<H> {
         };
         let routed = pages.into_iter();
         let mut routed: Vec<_> = routed
-            .map(|(gfn, handler)| (gfn, self.route(Some(handler))))
+            .map(|(gfn, handler)| (gfn, self.route(&core, Some(handler))))
             .collect();
         routed.sort_unstable_by_key(|(gfn, _)| *gfn);
         let result = core.ledger().track_each(&core, &routed);
@@ -260,13 +265,13 @@ impl<H: Hypervisor> PageTracker for Tracker<H> {
 
     fn replace(&self, pages: GfnRange, handler: Arc<dyn PageHandler>) -> Result<()> {
         let core = upgrade(&self.core)?;
-        let route = self.route(Some(handler));
+        let route = self.route(&core, Some(handler));
         core.ledger().replace(&core, pages, &route)
     }
 
     fn untrack(&self, pages: GfnRange) -> Result<()> {
         let core = upgrade(&self.core)?;
-        let leaving = self.route(None);
+        let leaving = self.route(&core, None);
         core.ledger().untrack(&core, pages, &leaving)?;
         core.wake_control();
         Ok(())

@@ -174,6 +174,12 @@ impl Known {
         self.routes.values().map(|route| (&route.name, route.range))
     }
 
+    /// The name of a route.
+    pub(crate) fn name(&self, id: RouteId) -> Result<&Arc<str>> {
+        let route = self.routes.get(&id).ok_or_else(|| gone(id))?;
+        Ok(&route.name)
+    }
+
     /// The range of a route.
     pub(crate) fn range(&self, id: RouteId) -> Result<IoRange> {
         self.routes

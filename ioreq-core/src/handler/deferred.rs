@@ -3,14 +3,17 @@
 //! Deferred completion: a handler goes home, another thread answers later.
 //!
 //! Handler and completing thread meet in a [`Pending`]. Whichever of the two comes second, the worker that installs what is
-//! to happen with the reply or the thread that gives it, carries the reply on. Locks are taken on this path only.
+//! to happen with the reply or the thread that gives it, carries the reply on, with the lock held: whoever finds the request
+//! closed finds it answered and its vCPU notified, and may then rest, or unbind event channels. Locks are taken on this path
+//! only.
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::outcome::Verdict;
+use crate::sync::Mutex;
 
 /// What a deferred request is answered with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +23,7 @@ pub(crate) enum Reply {
     Verdict(Verdict),
 }
 
-/// Carries a reply on; `None` means that nobody will give one.
+/// Carries a reply on; `None` means that nobody will give one. Short, and not back into the same [`Pending`].
 pub(crate) type Resume = Box<dyn FnOnce(Option<Reply>) + Send>;
 
 /// Where a deferred request stands.
@@ -83,7 +86,6 @@ impl Pending {
                 true
             }
             PendingState::Waiting(resume) => {
-                drop(state);
                 resume(reply);
                 true
             }
@@ -95,7 +97,7 @@ impl Pending {
         }
     }
 
-    /// The server ends: answers in the completion's place. False if the completion was first.
+    /// The server ends: answers in the completion's place. False if the completion was first; then its answer is given.
     pub(crate) fn expire(&self) -> bool {
         let waiting = self.swap(PendingState::Closed);
         match waiting {
@@ -328,7 +330,7 @@ pub(super) fn defer<R: Answer>(overrun: Duration) -> (Deferred<R>, Completion<R>
     )
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::sync::mpsc;

@@ -4,10 +4,15 @@
 
 use std::cell::Cell;
 
+#[cfg(not(loom))]
 thread_local! {
     /// Handlers that the thread is in: all in the lower half, those of tracked pages in the upper. One word, so that entering
     /// and leaving are one addition each.
     static DEPTH: Cell<u64> = const { Cell::new(0) };
+}
+#[cfg(loom)]
+loom::thread_local! {
+    static DEPTH: Cell<(u32, u32)> = Cell::new((0, 0));
 }
 
 const ANY: u64 = 1;

@@ -77,6 +77,12 @@ impl SharedPage {
     pub fn as_ptr(&self) -> NonNull<u8> {
         self.addr
     }
+
+    /// What keeps the page: in loom models it is the page.
+    #[cfg(loom)]
+    pub(crate) fn owner(&self) -> Arc<dyn Any + Send + Sync> {
+        Arc::clone(&self._owner)
+    }
 }
 
 impl fmt::Debug for SharedPage {

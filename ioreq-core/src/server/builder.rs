@@ -8,14 +8,17 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::core::Core;
 use super::group::{Group, GroupParts};
 use super::ioreq_server::IoreqServer;
+use super::panics::{self, PanicPolicy, Panics};
 use super::polling::Polling;
 use super::record::RecordFile;
 use super::waker::Waker;
 use super::watch::DomainNotice;
+use super::watchdog::Watchdog;
 use crate::abi::IOREQ_SLOTS;
 use crate::dispatch::{Dispatcher, Grace, PageMap};
 use crate::error::{Error, ErrorKind, Op, Result};
@@ -86,6 +89,8 @@ pub struct Builder<H: Hypervisor> {
     identity: Option<String>,
     take_over: bool,
     notice: Option<DomainNotice>,
+    handler_budget: Option<Duration>,
+    panics: PanicPolicy,
 }
 
 impl<H: Hypervisor> Builder<H> {
@@ -101,6 +106,8 @@ impl<H: Hypervisor> Builder<H> {
             identity: None,
             take_over: false,
             notice: None,
+            handler_budget: None,
+            panics: PanicPolicy::default(),
         }
     }
 
@@ -180,6 +187,61 @@ impl<H: Hypervisor> Builder<H> {
         self
     }
 
+    /// How long one call of a handler may take. One that runs longer is told of while it runs, once: in the log, to
+    /// [`on_slow_handler`](IoreqServer::on_slow_handler), and in
+    /// [`ServerStats::slow_handlers`](crate::stats::ServerStats::slow_handlers). It goes on all the same: nothing can interrupt it, and
+    /// the vCPUs of its worker wait. Told by the control thread of [`start`](IoreqServer::start), at half the budget's distance and
+    /// not more often than each millisecond; a thread that serves by itself cannot tell of its own handlers.
+    ///
+    /// ```
+    /// use ioreq_core::handler::{Access, Context, Handler, ReadOutcome, WriteOutcome};
+    /// use ioreq_core::{PortRange, VcpuId, server::IoreqServer};
+    /// use ioreq_sim::{DomainConfig, Machine};
+    /// use std::sync::{Mutex, mpsc};
+    /// use std::time::Duration;
+    ///
+    /// /// Does not return before it is let go.
+    /// struct Stuck(Mutex<mpsc::Receiver<()>>);
+    /// impl Handler for Stuck {
+    ///     fn read(&self, _: &Context<'_>, _: Access) -> ReadOutcome {
+    ///         self.0.lock().unwrap().recv().ok();
+    ///         7.into()
+    ///     }
+    ///     fn write(&self, _: &Context<'_>, _: Access, _: u64) -> WriteOutcome {
+    ///         WriteOutcome::Done
+    ///     }
+    /// }
+    ///
+    /// let domain = Machine::new().create_domain(DomainConfig::new(1))?;
+    /// let server = IoreqServer::builder(domain.hypervisor())
+    ///     .handler_budget(Duration::from_millis(10))
+    ///     .build()?;
+    /// let (let_go, wait) = mpsc::channel();
+    /// server.route("stuck", PortRange::new(0x500, 0x500)?, Stuck(Mutex::new(wait)))?;
+    /// let (told, slow) = mpsc::channel();
+    /// server.on_slow_handler(move |slow| told.send(slow.clone()).unwrap());
+    /// let running = server.start()?;
+    /// let guest = domain.spawn(VcpuId(0), |cpu| cpu.inb(0x500))?;
+    /// let slow = slow.recv()?; // the handler still runs
+    /// assert_eq!((&*slow.handler, slow.vcpu, slow.addr), ("stuck", VcpuId(0), 0x500));
+    /// let_go.send(())?;
+    /// assert_eq!(guest.join()?, 7);
+    /// running.stop()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn handler_budget(mut self, budget: Duration) -> Self {
+        self.handler_budget = Some(budget);
+        self
+    }
+
+    /// What becomes of a handler that panicked. The access that it failed is answered either way.
+    #[must_use]
+    pub fn on_panic(mut self, policy: PanicPolicy) -> Self {
+        self.panics = policy;
+        self
+    }
+
     /// Creates and enables the server. From here on it answers requests as soon as somebody serves it.
     ///
     /// # Errors
@@ -201,6 +263,9 @@ impl<H: Hypervisor> Builder<H> {
         }
         if self.workers == Workers::Count(0) {
             return Err(bad("0 workers: at least one is needed".into()));
+        }
+        if let Some(warning) = panics::warning(cfg!(panic = "abort")) {
+            tracing::warn!(domid = %self.hv.domid(), warning);
         }
         let record = self.recorded()?;
         if self.take_over
@@ -301,8 +366,21 @@ impl<H: Hypervisor> Builder<H> {
         let hv = Arc::clone(hv);
         let inherited = self.take_over;
         Ok(Core::new(
-            hv, id, pages, routes, grace, slots, ring, counters, groups, wakers, record, inherited,
+            hv,
+            id,
+            pages,
+            routes,
+            grace,
+            slots,
+            ring,
+            counters,
+            groups,
+            wakers,
+            record,
+            inherited,
             notice,
+            self.handler_budget.map(Watchdog::new),
+            Panics::new(self.panics),
         ))
     }
 

@@ -17,7 +17,7 @@ use crate::handler::{
 use crate::hypervisor::Hypervisor;
 use crate::ids::{Gfn, PAGE_SIZE, Sbdf};
 use crate::memory::{GuestRam, Width};
-use crate::request::Plain;
+use crate::request::{Io, Plain, Target};
 use crate::stats::WorkerCounters;
 use crate::sync::atomic::{Ordering, fence};
 
@@ -55,6 +55,15 @@ pub(super) enum Place {
 }
 
 impl Place {
+    /// Where an access begins.
+    pub(super) fn of(io: &Io) -> Self {
+        match io.target() {
+            Target::Port(port) => Place::Port(port),
+            Target::Mmio(addr) => Place::Mmio(addr.0),
+            Target::Pci { sbdf, register } => Place::Pci(sbdf, register),
+        }
+    }
+
     fn space(self) -> Space {
         match self {
             Place::Port(_) => Space::Port,
@@ -473,7 +482,9 @@ impl<'a, H: Hypervisor> Bus<'a, H> {
             return self.store_across(addr, width, value, source);
         }
         match self.core.pages.find(Gfn::of(addr), self.guard) {
-            Some(page) => self.write_page_too(&page, addr.0, width, value, source),
+            Some(page) => self.watched(Place::Mmio(addr.0), || {
+                self.write_page_too(&page, addr.0, width, value, source)
+            }),
             None => {
                 self.store_ram(addr.0, width, value);
                 self.tracked_meanwhile(addr, width, value, source)

@@ -60,6 +60,11 @@ impl Carry {
         (self.io.count() == 1 && inline && !page).then_some(self.io.width())
     }
 
+    /// Where the access began.
+    pub(super) fn begins(&self) -> Place {
+        Place::of(&self.io)
+    }
+
     /// The page whose order the access waits for.
     pub(super) fn page(&self) -> Option<Gfn> {
         let Element { addr, data, .. } = self.io.element(self.done)?;

@@ -6,16 +6,20 @@
 use std::sync::{Condvar, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::core::Core;
+use super::core::{Core, unserved};
 use super::exit::Exit;
+use super::watchdog::Watchdog;
 use crate::claim::Step;
 use crate::hypervisor::{DomainState, Hypervisor};
 use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// Between two looks at the domain's state, at overdue completions and at pages that would not come to rest.
-pub(super) const TICK: Duration = Duration::from_millis(250);
+pub(super) const TICK: Duration = Duration::from_millis(100);
 /// Between two steps while slots drain.
 const DRAIN: Duration = Duration::from_micros(50);
+
+/// Between two looks at handlers that a stop waits for.
+const STOPPING: Duration = Duration::from_millis(1);
 
 /// Wakes the control thread.
 #[derive(Debug, Default)]
@@ -55,12 +59,18 @@ impl<H: Hypervisor> Core<H> {
     /// The control thread: runs until `stop` is set, or the domain ends.
     pub(super) fn control_loop(&self, stop: &AtomicBool) -> Option<Exit> {
         let mut ticked = Instant::now();
+        let beat = self.watchdog.as_ref().map_or(TICK, Watchdog::beat);
+        let mut beaten = ticked;
         // Acquire: pairs with the Release store of whoever stops the workers.
         while !stop.load(Ordering::Acquire) {
             match self.step_unmark() {
-                Step::Idle => self.control.wait(TICK.saturating_sub(ticked.elapsed())),
+                Step::Idle => self.control.wait(beat.saturating_sub(beaten.elapsed())),
                 Step::Progress => {}
                 Step::Waiting => std::thread::sleep(DRAIN),
+            }
+            if beaten.elapsed() >= beat {
+                beaten = Instant::now();
+                self.watch_handlers();
             }
             if ticked.elapsed() >= TICK {
                 ticked = Instant::now();
@@ -69,12 +79,19 @@ impl<H: Hypervisor> Core<H> {
                 }
             }
         }
+        // Whoever stops the workers waits for their handlers, too.
+        while self.watchdog.is_some() && self.groups.iter().any(|group| unserved(group).is_none()) {
+            self.watch_handlers();
+            std::thread::sleep(STOPPING);
+        }
         None
     }
 
-    /// What is done every [`TICK`]: the domain's end is told, and workers that sleep let go of memory that has been replaced.
+    /// What is done every [`TICK`]: the domain's end is told, workers that sleep let go of memory that has been replaced, and look for
+    /// requests of which no event told them.
     pub(super) fn tick(&self) -> Option<Exit> {
         self.ledger().unmarker.retry_stubborn();
+        self.wake_for_overlooked();
         let state = self.domain_state();
         let epoch = self.memory_epoch();
         // Relaxed: a waker written twice does no harm.
@@ -98,6 +115,7 @@ impl<H: Hypervisor> Core<H> {
         let mut exit = None;
         if ticked.elapsed() >= TICK {
             *ticked = Instant::now();
+            self.watch_handlers();
             exit = self.tick();
         }
         (step, exit)

@@ -8,16 +8,18 @@ use std::time::{Duration, Instant};
 
 use crossbeam::utils::Backoff;
 
-use super::bus::{Bus, Pause};
+use super::bus::{Bus, Pause, Place};
 use super::carry::Carry;
 use super::control::ControlSignal;
 use super::dirty::{DirtyLogging, LoggedRam};
 use super::group::Group;
 use super::log_limit::LogLimit;
+use super::panics::Panics;
 use super::record::RecordFile;
 use super::vcpu::VcpuState;
 use super::waker::Waker;
 use super::watch::DomainNotice;
+use super::watchdog::Watchdog;
 use crate::claim::{Ledger, Step, UnmarkReport};
 use crate::dispatch::{Counted, Dispatcher, Grace, PageMap, PageRoute, ReadGuard, TrackerShared};
 use crate::error::{Error, ErrorKind, Op};
@@ -31,7 +33,7 @@ use crate::ring::{BufferedRing, RingAnomaly};
 use crate::slot::Slots;
 use crate::stats::{PerWorker, RouteStats, ServerStats, WorkerCounters};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{Mutex, MutexGuard, pause};
+use crate::sync::{Mutex, MutexGuard, nap, pause};
 
 /// Told how many seconds the guest's clock is off the host's.
 pub(super) type ClockListener = Arc<dyn Fn(i64) + Send + Sync>;
@@ -50,6 +52,10 @@ pub(crate) struct Core<H: Hypervisor> {
     pub(super) slots: Arc<Slots>,
     pub(super) ring: Option<BufferedRing>,
     pub(super) vcpus: PerWorker<VcpuState>,
+    /// The last tick found something in the ring.
+    pub(super) ring_waits: AtomicBool,
+    /// Wake-ups for requests whose own did not come.
+    pub(super) overlooked: AtomicU64,
     pub(super) counters: Arc<PerWorker<WorkerCounters>>,
     /// The last counter slot of every array: for devices' DMA and other threads that are no workers, under [`Self::outside`].
     pub(super) outside: Mutex<()>,
@@ -75,6 +81,10 @@ pub(crate) struct Core<H: Hypervisor> {
     pub(super) left: AtomicBool,
     /// Who tells of the domain's life where the hypervisor handle cannot.
     notice: Option<DomainNotice>,
+    /// Tells of handlers that run too long.
+    pub(super) watchdog: Option<Watchdog>,
+    /// What becomes of handlers that panic.
+    pub(crate) panics: Panics,
     ledger: Mutex<Ledger>,
     trackers: Mutex<Vec<Weak<TrackerShared>>>,
 }
@@ -98,6 +108,8 @@ impl<H: Hypervisor> Core<H> {
         record: Option<RecordFile>,
         inherited: bool,
         notice: Option<DomainNotice>,
+        watchdog: Option<Watchdog>,
+        panics: Panics,
     ) -> Self {
         let vcpus = PerWorker::new(slots.vcpus() as usize);
         Core {
@@ -109,6 +121,8 @@ impl<H: Hypervisor> Core<H> {
             slots,
             ring,
             vcpus,
+            ring_waits: AtomicBool::new(false),
+            overlooked: AtomicU64::new(0),
             counters,
             outside: Mutex::new(()),
             groups: groups.into_iter().map(Mutex::new).collect(),
@@ -117,7 +131,7 @@ impl<H: Hypervisor> Core<H> {
             invalidations: AtomicU64::new(0),
             memory_told: AtomicU64::new(0),
             log_limit: LogLimit::new(),
-            dirty: Arc::new(DirtyLogging::new()),
+            dirty: Arc::new(DirtyLogging::new(watchdog.is_some())),
             clock: Mutex::new(None),
             record: record.map(Mutex::new),
             inherited,
@@ -125,6 +139,8 @@ impl<H: Hypervisor> Core<H> {
             quiesced: AtomicBool::new(false),
             left: AtomicBool::new(false),
             notice,
+            watchdog,
+            panics,
             ledger: Mutex::new(Ledger::default()),
             trackers: Mutex::new(Vec::new()),
         }
@@ -186,6 +202,10 @@ impl<H: Hypervisor> Core<H> {
     pub(super) fn stats(&self) -> ServerStats {
         ServerStats {
             dirty_faults: self.dirty.faults(),
+            slow_handlers: self.watchdog.as_ref().map_or(0, Watchdog::slow),
+            broken_routes: self.panics.broken(),
+            // Relaxed: a statistic.
+            overlooked: self.overlooked.load(Ordering::Relaxed),
             ..ServerStats::sum(&self.counters)
         }
     }
@@ -230,7 +250,7 @@ impl<H: Hypervisor> Core<H> {
                 }
                 Step::Waiting => {
                     self.serve_unserved();
-                    std::thread::sleep(Duration::from_micros(20));
+                    nap(Duration::from_micros(20));
                 }
             }
             if started.elapsed() > bound {
@@ -251,7 +271,7 @@ impl<H: Hypervisor> Core<H> {
             if self.pages.is_empty() || in_vain || started.elapsed() >= bound {
                 return report;
             }
-            std::thread::sleep(Duration::from_micros(200));
+            nap(Duration::from_micros(200));
         }
     }
 
@@ -422,7 +442,9 @@ impl<H: Hypervisor> Core<H> {
         match request.decode().map(|request| *request.kind()) {
             Ok(Kind::Io(io)) => {
                 // A handler that defers it may finish it whenever it likes.
-                if let Err(Pause::Deferred(pending)) = Carry::new(io).run(bus) {
+                if let Err(Pause::Deferred(pending)) =
+                    bus.watched(Place::of(&io), || Carry::new(io).run(bus))
+                {
                     pending.install(Box::new(|_| ()));
                 }
             }

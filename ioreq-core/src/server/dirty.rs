@@ -20,24 +20,32 @@ use crate::ids::Gfn;
 use crate::memory::{GuestRam, RamError, Width};
 use crate::range::GfnRange;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// Extents told at once: what one `XEN_DMOP_modified_memory` takes.
 const EXTENTS: usize = 256;
 
+const LOGS: u8 = 1;
+const WATCHED: u8 = 2;
+
 /// Whether stores are told, and how that went.
 #[derive(Debug)]
 pub(super) struct DirtyLogging {
-    on: AtomicBool,
+    /// [`LOGS`] while it is on, and [`WATCHED`]: so a request's way looks once for both.
+    flags: AtomicU8,
+    /// [`WATCHED`] for a server whose handlers are watched.
+    watched: u8,
     /// Pages that could not be told.
     faults: AtomicU64,
     log_limit: LogLimit,
 }
 
 impl DirtyLogging {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(watched: bool) -> Self {
+        let watched = if watched { WATCHED } else { 0 };
         DirtyLogging {
-            on: AtomicBool::new(false),
+            flags: AtomicU8::new(watched),
+            watched,
             faults: AtomicU64::new(0),
             log_limit: LogLimit::new(),
         }
@@ -46,12 +54,20 @@ impl DirtyLogging {
     pub(super) fn set(&self, on: bool) {
         // SeqCst: with the fence that a grace period begins with, it comes before what workers look at after that period; and
         // it pairs with the fence between a store that no worker makes and its look (`Bus::store_when_told`).
-        self.on.store(on, Ordering::SeqCst);
+        self.flags
+            .store(self.watched | u8::from(on), Ordering::SeqCst);
     }
 
     pub(super) fn is_on(&self) -> bool {
         // Relaxed: workers look while they are on line, and the grace period orders that (see `set`); others fence before.
-        self.on.load(Ordering::Relaxed)
+        self.flags.load(Ordering::Relaxed) & LOGS != 0
+    }
+
+    /// Whether a request may be served without more ado: nothing is told, and nobody watches.
+    #[inline]
+    pub(super) fn is_plain(&self) -> bool {
+        // Relaxed: as in `is_on`.
+        self.flags.load(Ordering::Relaxed) == 0
     }
 
     pub(super) fn faults(&self) -> u64 {

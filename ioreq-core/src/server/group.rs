@@ -10,7 +10,6 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam::queue::SegQueue;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::builder::Builder;
@@ -28,6 +27,7 @@ use crate::hypervisor::{EventChannels, Hypervisor};
 use crate::ids::{EvtchnPort, LocalPort, VcpuId};
 use crate::slot::Taken;
 use crate::stats::{PerWorker, WorkerCounters};
+use crate::sync::SegQueue;
 
 /// A request that could not be finished at once.
 pub(super) struct Suspended {

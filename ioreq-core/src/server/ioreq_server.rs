@@ -12,6 +12,7 @@ use super::dma::Dma;
 use super::quiesce::Quiesced;
 use super::run::Running;
 use super::subscriber::{Budget, Subscriber};
+use super::watchdog::SlowHandler;
 use crate::claim::MemTypeClaim;
 use crate::error::{Error, ErrorKind, Op, Result};
 use crate::handler::{Handler, scope};
@@ -143,6 +144,15 @@ impl<H: Hypervisor> IoreqServer<H> {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         *clock = Some(Arc::new(listener));
+    }
+
+    /// Tells `listener` of handlers that run for longer than their [budget](super::Builder::handler_budget), while they run; without
+    /// a budget, of none. Called by the control thread.
+    pub fn on_slow_handler(&self, listener: impl Fn(&SlowHandler) + Send + Sync + 'static) {
+        if let Some(watchdog) = &self.core.watchdog {
+            let old = watchdog.listener.lock();
+            *old.unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(listener));
+        }
     }
 
     /// Access to guest memory as a device has it: stores reach the handlers of tracked pages.

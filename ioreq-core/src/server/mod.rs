@@ -18,6 +18,9 @@ mod exit;
 mod group;
 mod ioreq_server;
 mod log_limit;
+#[cfg(all(test, loom))]
+mod model;
+mod panics;
 mod polling;
 mod quiesce;
 mod record;
@@ -30,11 +33,13 @@ mod subscriber;
 mod vcpu;
 mod waker;
 mod watch;
+mod watchdog;
 
 pub use builder::{Builder, Workers};
 pub use dma::{Dma, DmaError};
 pub use exit::Exit;
 pub use ioreq_server::{Control, DestroyError, IoreqServer};
+pub use panics::PanicPolicy;
 pub use polling::Polling;
 pub use quiesce::Quiesced;
 pub use record::ServerRecord;
@@ -42,5 +47,6 @@ pub use run::Running;
 pub use saved::SavedServer;
 pub use subscriber::{Budget, Subscriber, SubscriberExit};
 pub use watch::{DomainNotice, DomainWatch, life_line};
+pub use watchdog::SlowHandler;
 
 pub(crate) use core::Core;

@@ -22,6 +22,7 @@ impl<H: Hypervisor> Core<H> {
     ) -> Result<RouteId> {
         let mut known = self.routes.lock();
         let slots = self.worker_slots();
+        let handler = self.panics.guard(name, handler);
         let id = self.routes.add(&mut known, name, range, handler, slots);
         let id = id.map_err(|err| err.domain(self.hv.domid()).server(self.id))?;
         if let Err(err) = self.hv.map_range(self.id, range)
@@ -36,7 +37,12 @@ impl<H: Hypervisor> Core<H> {
     }
 
     pub(super) fn replace_route(&self, id: RouteId, handler: Arc<dyn Handler>) -> Result<()> {
-        let result = self.routes.replace(&mut self.routes.lock(), id, handler);
+        let mut known = self.routes.lock();
+        let result = known.name(id).cloned().and_then(|name| {
+            let handler = self.panics.guard(&name, handler);
+            self.routes.replace(&mut known, id, handler)
+        });
+        drop(known);
         self.grace.collect();
         result.map_err(|err| err.domain(self.hv.domid()).server(self.id))
     }

@@ -35,6 +35,12 @@ impl Stop {
         // Release: pairs with the Acquire loads of the threads.
         self.flag.store(true, Ordering::Release);
     }
+
+    /// Ends all threads. The flag first: a worker that is woken looks at it before it sleeps again.
+    pub(super) fn end<H: Hypervisor>(&self, core: &Core<H>, exit: Exit) {
+        self.set(exit);
+        core.wake_all();
+    }
 }
 
 /// Running workers. Dropping it stops them; each finishes the request it serves.
@@ -101,8 +107,7 @@ impl<H: Hypervisor> Running<H> {
         let (core, stop) = (Arc::clone(&self.core), Arc::clone(&self.stop));
         let run = move || {
             if let Some(exit) = body(&core, &stop) {
-                stop.set(exit);
-                core.wake_all();
+                stop.end(&core, exit);
             }
         };
         let thread = std::thread::Builder::new().name(name.into()).spawn(run);
@@ -154,8 +159,7 @@ impl<H: Hypervisor> Running<H> {
     }
 
     fn end(&mut self) {
-        self.stop.set(Exit::Stopped);
-        self.core.wake_all();
+        self.stop.end(&self.core, Exit::Stopped);
         for thread in self.threads.drain(..) {
             join(thread);
         }
@@ -183,8 +187,7 @@ impl<H: Hypervisor> Drop for Running<H> {
 impl<H: Hypervisor> Running<H> {
     fn finish(&mut self) {
         if scope::in_handler() {
-            self.stop.set(Exit::Stopped);
-            self.core.wake_all();
+            self.stop.end(&self.core, Exit::Stopped);
             return;
         }
         self.end();

@@ -12,6 +12,7 @@ use vm_memory::GuestAddress;
 
 use super::bus::{Place, with_handler};
 use super::core::Core;
+use super::panics::is_broken;
 use crate::dispatch::{Page, PageRoute, Route};
 use crate::handler::{Access, Context, PageHandler, WriteSource};
 use crate::hypervisor::Hypervisor;
@@ -73,7 +74,10 @@ impl<H: Hypervisor> Core<H> {
         why: &str,
         access: Access,
     ) {
-        counters.refused.bump();
+        match is_broken(why) {
+            true => counters.unclaimed.bump(),
+            false => counters.refused.bump(),
+        }
         if let Some(counters) = of_route {
             counters.refused.bump();
         }

@@ -5,9 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam::queue::SegQueue;
-
-use super::bus::{Bus, Pause};
+use super::bus::{Bus, Pause, Place};
 use super::carry::Carry;
 use super::core::Core;
 use super::dirty::LoggedRam;
@@ -24,10 +22,12 @@ use crate::ids::{LocalPort, VcpuId};
 use crate::request::{Io, Kind, Plain, Target, decode};
 use crate::slot::{Answered, Duty, Taken};
 use crate::stats::{PerWorker, WorkerCounters};
+use crate::sync::SegQueue;
 
 /// Milliseconds between two looks of a sleeping worker with deferred requests at how overdue they are.
 const OVERRUN_TICK: i32 = 100;
-/// Milliseconds between two tries of a parked request, should its wake-up have come too early.
+/// Milliseconds between two tries of a parked request. Its wake-up cannot be lost; this is for the page that is taken by another
+/// writer in between.
 const PARKED_TICK: i32 = 1;
 
 /// Carries a request out as far as it goes.
@@ -37,20 +37,19 @@ fn attempt<H: Hypervisor>(io: &Io, bus: &Bus<'_, H>) -> (Carry, Result<(), Pause
     (carry, result)
 }
 
-/// The same, and the hypervisor is told of the pages that were stored into. Apart, so that others pay for the look alone.
+/// The same, watched, and the hypervisor is told of the pages that were stored into: either, or both. Apart, so that others pay
+/// for the look alone.
 #[cold]
 #[inline(never)]
 fn attempt_logged<H: Hypervisor>(io: &Io, bus: Bus<'_, H>) -> (Carry, Result<(), Pause>) {
     let mut logged = LoggedRam::new(bus.core, bus.cx.ram());
     let cx = bus.core.context(bus.cx.vcpu(), logged.ram());
-    let attempted = attempt(
-        io,
-        &Bus {
-            cx: &cx,
-            memory: None,
-            ..bus
-        },
-    );
+    let bus = Bus {
+        cx: &cx,
+        memory: None,
+        ..bus
+    };
+    let attempted = bus.watched(Place::of(io), || attempt(io, &bus));
     // Before the answer, and before another thread may give it.
     logged.tell();
     attempted
@@ -208,7 +207,11 @@ impl<H: Hypervisor> Service<H> {
         duty: Duty<'_>,
         raw: Ioreq,
     ) {
-        let Some(counters) = self.counters.of(self.index).filter(|_| !core.dirty.is_on()) else {
+        let Some(counters) = self
+            .counters
+            .of(self.index)
+            .filter(|_| core.dirty.is_plain())
+        else {
             self.serve(core, guard, caller, Taken::new(duty, raw));
             return;
         };
@@ -284,10 +287,10 @@ impl<H: Hypervisor> Service<H> {
                     counters,
                     worker: self.index,
                 };
-                let (carry, result) = if core.dirty.is_on() {
-                    attempt_logged(&io, bus)
-                } else {
+                let (carry, result) = if core.dirty.is_plain() {
                     attempt(&io, &bus)
+                } else {
+                    attempt_logged(&io, bus)
                 };
                 match result {
                     Ok(()) => carry.answer(),
@@ -468,7 +471,7 @@ impl<H: Hypervisor> Service<H> {
             counters,
             worker: self.index,
         };
-        let result = carry.run(&bus);
+        let result = bus.watched(carry.begins(), || carry.run(&bus));
         logged.tell();
         match result {
             Ok(()) => {
@@ -508,7 +511,8 @@ impl<H: Hypervisor> Service<H> {
 
     /// How long the worker may sleep, in milliseconds; -1 for ever.
     pub(super) fn patience(&self) -> i32 {
-        if self.suspended == 0 {
+        // Loom has no clock: in its models nothing but a wake-up ends a sleep.
+        if self.suspended == 0 || cfg!(loom) {
             return -1;
         }
         let parked = |member: &Member| member.suspended.as_ref().is_some_and(|s| s.parked);

@@ -10,7 +10,7 @@ use crate::claim::Look;
 use crate::hypervisor::Hypervisor;
 use crate::ids::{Gfn, VcpuId};
 use crate::range::GfnRange;
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 /// Per-vCPU state that other threads look at, on a cache line of its own.
 #[derive(Debug, Default)]
@@ -19,6 +19,8 @@ pub(crate) struct VcpuState {
     pub(super) parked: AtomicBool,
     /// The page on its way out that a trapped write of the vCPU was applied to last; 1 more than its gfn, 0 for none.
     late: AtomicU64,
+    /// The last tick found a request that nobody had taken.
+    waits: AtomicBool,
 }
 
 impl VcpuState {
@@ -66,14 +68,41 @@ impl<H: Hypervisor> Core<H> {
         }
     }
 
-    /// Parked requests may be served again: wakes the groups that hold some.
-    pub(crate) fn wake_parked(&self) {
+    /// Wakes whoever serves a request that has waited since the last tick: its event was lost (or its worker is busy with others,
+    /// and then looks once in vain). By the control side, once a tick.
+    pub(super) fn wake_for_overlooked(&self) {
+        for (index, (vcpu, slot)) in self.vcpus.iter().zip(self.slots.iter()).enumerate() {
+            let waits = slot.state() == STATE_IOREQ_READY;
+            // Relaxed: nobody else uses it.
+            if vcpu.waits.swap(waits, Ordering::Relaxed) && waits {
+                self.overlooked.fetch_add(1, Ordering::Relaxed);
+                self.wake_worker_of(index);
+            }
+        }
+        let waits = self.ring.as_ref().is_some_and(|ring| !ring.is_empty());
+        // Relaxed: as above.
+        if self.ring_waits.swap(waits, Ordering::Relaxed) && waits {
+            self.overlooked.fetch_add(1, Ordering::Relaxed);
+            self.wake_worker_of(0);
+        }
+    }
+
+    fn wake_worker_of(&self, vcpu: usize) {
+        if let Some(waker) = self.wakers.get(vcpu % self.wakers.len().max(1)) {
+            waker.wake();
+        }
+    }
+
+    /// Requests for the page may be served again: wakes the groups that hold some back.
+    pub(crate) fn unpark(&self, gfn: Gfn) {
+        self.pages.unpark(gfn);
+        // SeqCst: the page's order, then the looks at the flags; pairs with the fence in `set_parked`: either the worker that holds
+        // a request back sees that it need not, or it is woken.
+        fence(Ordering::SeqCst);
         for (index, vcpu) in self.vcpus.iter().enumerate() {
             // Acquire: as in `look`.
-            if vcpu.parked.load(Ordering::Acquire)
-                && let Some(waker) = self.wakers.get(index % self.wakers.len().max(1))
-            {
-                waker.wake();
+            if vcpu.parked.load(Ordering::Acquire) {
+                self.wake_worker_of(index);
             }
         }
     }
@@ -84,5 +113,9 @@ pub(super) fn set_parked<H: Hypervisor>(core: &Core<H>, vcpu: VcpuId, parked: bo
     if let Some(state) = core.vcpus.of(vcpu.0 as usize) {
         // Release: pairs with the Acquire load in `Core::look`, which then knows that the request was taken before.
         state.parked.store(parked, Ordering::Release);
+        if parked {
+            // SeqCst: the flag, then the next look at the page's order (`Service::resume`); pairs with the fence in `unpark`.
+            fence(Ordering::SeqCst);
+        }
     }
 }

@@ -27,6 +27,10 @@
 
 mod duty;
 mod memory;
+#[cfg(not(loom))]
+mod page;
+#[cfg(loom)]
+#[path = "page_in_loom.rs"]
 mod page;
 mod slots;
 mod taken;
@@ -34,5 +38,7 @@ mod taken;
 pub(crate) use duty::Duty;
 pub use memory::{SlotIndex, SlotMemory};
 pub use page::IoreqPage;
+#[cfg(all(test, loom))]
+pub(crate) use page::LoomSlot;
 pub use slots::{Slot, SlotView, Slots};
 pub use taken::{Answered, Taken};

@@ -5,10 +5,12 @@
 mod counter;
 mod histogram;
 mod report;
+mod watch;
 mod worker;
 
 pub use histogram::Latency;
 pub use report::{RouteStats, ServerStats};
 
 pub(crate) use counter::{Counter, PerWorker};
+pub(crate) use watch::{Calling, Watch};
 pub(crate) use worker::{RouteCounters, WorkerCounters};

@@ -20,6 +20,14 @@ macro_rules! server_stats {
             /// Pages that were stored into and could not be told to the hypervisor while
             /// [dirty logging](crate::server::IoreqServer::set_dirty_logging) was on: a migration under way may miss them.
             pub dirty_faults: u64,
+            /// Calls of handlers that were told of because they ran for longer than their
+            /// [budget](crate::server::Builder::handler_budget).
+            pub slow_handlers: u64,
+            /// Handlers out of service since they panicked: see [`PanicPolicy`](crate::server::PanicPolicy).
+            pub broken_routes: u64,
+            /// Requests found waiting for a tenth of a second or longer: their event was lost, and they were served by this look
+            /// for them, or their worker was busy that long.
+            pub overlooked: u64,
             /// Latency of the sampled synchronous requests.
             pub latency: Latency,
         }

@@ -2,8 +2,8 @@
 
 //! What a worker counts.
 
-use super::Counter;
 use super::histogram::Histogram;
+use super::{Counter, Watch};
 
 /// One worker's counters. Requests by kind, then what became of them.
 #[derive(Debug, Default)]
@@ -34,6 +34,8 @@ pub(crate) struct WorkerCounters {
     pub(crate) ring_anomalies: Counter,
     pub(crate) event_overflows: Counter,
     pub(crate) latency: Histogram,
+    /// The handler that runs.
+    pub(crate) watch: Watch,
 }
 
 /// One worker's counters of one route.
