@@ -2,12 +2,16 @@
 
 //! What a server over a restricted handle is told of its domain's life, and when.
 
+use std::cell::RefCell;
+use std::sync::Arc;
 use std::time::Duration;
 
 use event_manager::{EventManager, SubscriberOps};
+use ioreq::claim::{MemTypeClaim, PageTracker};
+use ioreq::handler::{Context, PageHandler, PageOutcome, PageWrite};
 use ioreq::server::{Budget, Exit, IoreqServer, life_line};
 use ioreq::sim::{Domain, DomainConfig, Machine, SimHypervisor};
-use ioreq::{DomainState, ShutdownReason, Transport};
+use ioreq::{DomainState, GfnRange, ShutdownReason, Transport};
 
 fn restricted() -> (Domain, SimHypervisor) {
     let domain = Machine::new().create_domain(DomainConfig::new(1)).unwrap();
@@ -88,4 +92,36 @@ fn death_is_told_by_either() {
     let running = server.start().unwrap();
     watch.tell(DomainState::Gone).unwrap();
     assert_eq!(running.wait().unwrap(), Exit::DomainGone);
+}
+
+/// Thread-local values of the framework may have gone before: none is needed to end.
+#[test]
+fn a_server_may_end_with_the_thread_that_owns_it() {
+    thread_local! {
+        static OWNED: RefCell<Option<(MemTypeClaim<SimHypervisor>, IoreqServer<SimHypervisor>)>> =
+            const { RefCell::new(None) };
+    }
+    let domain = Machine::new().create_domain(DomainConfig::new(1)).unwrap();
+    let hv = domain.hypervisor();
+    let thread = std::thread::spawn(move || {
+        // Before anything else of this thread: so it goes last.
+        OWNED.with(|owned| {
+            let server = IoreqServer::builder(hv).build().unwrap();
+            let claim = server.claim_mem_type().unwrap();
+            let page = GfnRange::sized(0x10, 1).unwrap();
+            claim.tracker("page").track(page, Arc::new(Pass)).unwrap();
+            server.poll().unwrap();
+            *owned.borrow_mut() = Some((claim, server));
+        });
+    });
+    thread.join().unwrap();
+    assert!(domain.leaks().is_clean());
+}
+
+struct Pass;
+
+impl PageHandler for Pass {
+    fn write(&self, _: &Context<'_>, _: &PageWrite<'_>) -> PageOutcome {
+        PageOutcome::Apply
+    }
 }

@@ -172,10 +172,12 @@ pub(crate) enum Turn {
 
 /// A place where a schedule may switch. `progress` says whether the caller got something done since its last.
 pub(crate) fn yield_point(progress: bool) -> Turn {
-    CURRENT.with(|current| match &*current.borrow() {
+    let turn = CURRENT.try_with(|current| match &*current.borrow() {
         None => Turn::Free,
         Some(seat) => seat.baton.pass(seat.me, progress),
-    })
+    });
+    // At a thread's very end, where a thread-local value may own a server, it has no place any more.
+    turn.unwrap_or(Turn::Free)
 }
 
 #[derive(Clone)]
@@ -362,5 +364,5 @@ impl Baton {
 
 /// Whether this thread takes part in a schedule.
 pub(crate) fn is_seated() -> bool {
-    CURRENT.with(|c| c.borrow().is_some())
+    CURRENT.try_with(|c| c.borrow().is_some()).unwrap_or(false)
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! `cargo xtask breaks`: tests of the tests. Each patch in `tests/breaks` breaks one thing; the test that it names must fail.
+//! `cargo xtask breaks`: tests of the tests. Each patch in `tests/breaks` breaks one thing; the test that it names must fail, or the
+//! fuzz target that it names find something.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,10 +11,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
 
+use crate::fuzz::{self, Corpus, Nightly, Ran};
 use crate::run::{Outcome, capture, cargo, files, root, succeed};
 
 /// How long one test may take, with its build.
 const LIMIT: Duration = Duration::from_secs(240);
+
+/// Seconds that a fuzz target runs without a patch, and with it.
+const FUZZ_BEFORE: u64 = 5;
+const FUZZ_WITH: u64 = 60;
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -29,18 +35,28 @@ pub(crate) struct Args {
 struct Patch {
     name: String,
     breaks: String,
-    /// Arguments of `cargo test`.
-    caught_by: Vec<String>,
+    caught_by: Catcher,
     /// Environment of the test, `NAME=value with spaces`.
     env: Option<(String, String)>,
     /// The test notices by not ending.
     hangs: bool,
 }
 
+/// Who must notice.
+#[derive(Debug, PartialEq, Eq)]
+enum Catcher {
+    /// Arguments of `cargo test`.
+    Test(Vec<String>),
+    /// A fuzz target, within a minute.
+    Fuzz(String),
+}
+
 /// How a patch fared.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Caught,
+    /// What it needs is not there.
+    NotRun(String),
     Missed(String),
 }
 
@@ -64,13 +80,20 @@ fn parse(name: &str, text: &str) -> Result<Patch> {
             Some((key.to_owned(), value.to_owned()))
         }
     };
+    let caught_by = match field("Caught-by-fuzz:") {
+        Some(target) if fuzz::TARGETS.iter().any(|known| known.name == target) => {
+            Catcher::Fuzz(target)
+        }
+        Some(target) => bail!("{name}: no fuzz target {target}"),
+        None => {
+            let args = need("Caught-by:")?;
+            Catcher::Test(args.split_whitespace().map(str::to_owned).collect())
+        }
+    };
     Ok(Patch {
         name: name.to_owned(),
         breaks: need("Breaks:")?,
-        caught_by: need("Caught-by:")?
-            .split_whitespace()
-            .map(str::to_owned)
-            .collect(),
+        caught_by,
         env,
         hangs: field("Hang:").is_some_and(|hang| hang == "yes"),
     })
@@ -126,27 +149,38 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     patches.retain(|(_, patch)| args.names.is_empty() || args.names.contains(&patch.name));
 
     let scratch = Scratch::new()?;
-    let mut missed = 0;
+    let (mut missed, mut not_run) = (0, 0);
     let mut rows = Vec::new();
     for (path, patch) in &patches {
         println!("--- {}: {}", patch.name, patch.breaks);
-        let verdict = scratch.attempt(path, patch)?;
-        if let Verdict::Missed(why) = &verdict {
-            missed += 1;
-            println!("{why}");
+        let verdict = match &patch.caught_by {
+            Catcher::Test(args) => scratch.attempt(path, patch, args)?,
+            Catcher::Fuzz(target) => scratch.attempt_fuzz(path, target)?,
+        };
+        match &verdict {
+            Verdict::Caught => {}
+            Verdict::NotRun(why) => {
+                not_run += 1;
+                println!("NOT RUN: {why}");
+            }
+            Verdict::Missed(why) => {
+                missed += 1;
+                println!("{why}");
+            }
         }
         rows.push((patch, verdict));
     }
     println!();
     for (patch, verdict) in &rows {
-        let word = if *verdict == Verdict::Caught {
-            "caught"
-        } else {
-            "MISSED"
+        let word = match verdict {
+            Verdict::Caught => "caught",
+            Verdict::Missed(_) => "MISSED",
+            Verdict::NotRun(_) => "NOT RUN",
         };
-        println!("{word}  {:32} {}", patch.name, patch.breaks);
+        println!("{word:7} {:32} {}", patch.name, patch.breaks);
     }
-    println!("{} caught, {missed} missed", rows.len() - missed);
+    let caught = rows.len() - missed - not_run;
+    println!("{caught} caught, {missed} missed, {not_run} not run");
     if missed > 0 {
         bail!("{missed} patches were not caught");
     }
@@ -192,10 +226,10 @@ impl Scratch {
         Ok(())
     }
 
-    fn test(&self, patch: &Patch) -> Result<Outcome> {
+    fn test(&self, patch: &Patch, args: &[String]) -> Result<Outcome> {
         let args: Vec<&str> = ["test"]
             .into_iter()
-            .chain(patch.caught_by.iter().map(String::as_str))
+            .chain(args.iter().map(String::as_str))
             .collect();
         let mut command = cargo(&self.tree, &args);
         command.env("CARGO_TARGET_DIR", &self.target);
@@ -205,9 +239,70 @@ impl Scratch {
         capture(&mut command, LIMIT)
     }
 
-    fn attempt(&self, path: &Path, patch: &Patch) -> Result<Verdict> {
+    fn apply(&self, path: &Path) -> Result<()> {
+        let mut git = Command::new("git");
+        // Outside any repository's view: the copy lies below an ignored directory of this one.
+        git.arg("apply")
+            .arg(path)
+            .current_dir(&self.tree)
+            .env("GIT_CEILING_DIRECTORIES", root().join("target/breaks"));
+        succeed(&mut git)
+    }
+
+    fn fuzz(&self, nightly: &Nightly, target: &str, seconds: u64) -> Result<Ran> {
+        let programs = fuzz::build(nightly, &self.tree, &self.target.join("fuzz"), &[target])?;
+        // From the seeds alone.
+        let corpus = self.tree.join("target/fuzz");
+        if corpus.exists() {
+            fs::remove_dir_all(&corpus)?;
+        }
+        fuzz::fuzz(
+            &programs.join(target),
+            &Corpus::of(&self.tree, target)?,
+            seconds,
+        )
+    }
+
+    /// The target finds nothing in a few seconds without the patch, and something in a minute with it.
+    fn attempt_fuzz(&self, path: &Path, target: &str) -> Result<Verdict> {
+        let nightly = match Nightly::find() {
+            Ok(nightly) => nightly,
+            Err(why) => return Ok(Verdict::NotRun(format!("{why:#}"))),
+        };
         self.reset()?;
-        match self.test(patch)? {
+        if let Ran::Finding { output, .. } = self.fuzz(&nightly, target, FUZZ_BEFORE)? {
+            return Ok(Verdict::Missed(format!(
+                "the target has a finding without the patch:\n{}",
+                tail(&output)
+            )));
+        }
+        if self.apply(path).is_err() {
+            return Ok(Verdict::Missed("it does not apply".into()));
+        }
+        let ran = self.fuzz(&nightly, target, FUZZ_WITH);
+        self.reset()?;
+        Ok(match ran? {
+            Ran::Finding { after, output, .. } if after.as_secs() <= FUZZ_WITH => {
+                let what = output.lines().find(|line| line.contains("panicked at"));
+                println!(
+                    "found after {:.1} s: {}",
+                    after.as_secs_f32(),
+                    what.unwrap_or("no panic")
+                );
+                Verdict::Caught
+            }
+            Ran::Finding { after, .. } => {
+                Verdict::Missed(format!("found only after {} s", after.as_secs()))
+            }
+            Ran::Clean { executions, .. } => {
+                Verdict::Missed(format!("nothing found in {executions} executions"))
+            }
+        })
+    }
+
+    fn attempt(&self, path: &Path, patch: &Patch, args: &[String]) -> Result<Verdict> {
+        self.reset()?;
+        match self.test(patch, args)? {
             Outcome::Ended { status, output } if status.success() => {
                 if tests_run(&output) == 0 {
                     return Ok(Verdict::Missed("the test it names does not exist".into()));
@@ -223,16 +318,10 @@ impl Scratch {
                 return Ok(Verdict::Missed("the test hangs without the patch".into()));
             }
         }
-        let mut git = Command::new("git");
-        // Outside any repository's view: the copy lies below an ignored directory of this one.
-        git.arg("apply")
-            .arg(path)
-            .current_dir(&self.tree)
-            .env("GIT_CEILING_DIRECTORIES", root().join("target/breaks"));
-        if succeed(&mut git).is_err() {
+        if self.apply(path).is_err() {
             return Ok(Verdict::Missed("it does not apply".into()));
         }
-        let verdict = match self.test(patch)? {
+        let verdict = match self.test(patch, args)? {
             Outcome::TimedOut if patch.hangs => Verdict::Caught,
             Outcome::TimedOut => {
                 Verdict::Missed("the test hangs, and its header does not say so".into())
@@ -300,7 +389,8 @@ mod tests {
     fn a_header_is_read_up_to_the_diff() {
         let patch = parse("sky", PATCH).unwrap();
         assert_eq!(patch.breaks, "the sky");
-        assert_eq!(patch.caught_by, ["-p", "ioreq-core", "--lib", "sky"]);
+        let args = ["-p", "ioreq-core", "--lib", "sky"].map(String::from);
+        assert_eq!(patch.caught_by, Catcher::Test(args.into()));
         assert_eq!(patch.env, Some(("RUSTFLAGS".into(), "--cfg loom".into())));
         assert!(patch.hangs);
     }
@@ -313,6 +403,14 @@ mod tests {
         )
         .unwrap_err();
         assert!(err.to_string().contains("Caught-by"), "{err}");
+    }
+
+    #[test]
+    fn a_fuzz_target_can_be_who_notices() {
+        let text = |target| format!("Breaks: x\nCaught-by-fuzz: {target}\n\ndiff --git a/x b/x\n");
+        let patch = parse("sky", &text("ring")).unwrap();
+        assert_eq!(patch.caught_by, Catcher::Fuzz("ring".into()));
+        assert!(parse("sky", &text("rang")).is_err());
     }
 
     #[test]

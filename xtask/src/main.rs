@@ -6,6 +6,7 @@ mod bench;
 mod breaks;
 mod doc_examples;
 mod doc_tests;
+mod fuzz;
 mod main_job;
 mod mutants;
 mod packages;
@@ -37,6 +38,8 @@ enum Command {
     Bench(bench::Args),
     /// Mutation testing of the parts that everything rests on.
     Mutants(mutants::Args),
+    /// Fuzz targets, each for some time from its seeds; which lines those reach.
+    Fuzz(fuzz::Args),
     /// A real Xen in QEMU.
     Xen(xen::Args),
 }
@@ -47,6 +50,7 @@ fn main() -> Result<()> {
         Command::Breaks(args) => breaks::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Mutants(args) => mutants::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Xen(args) => xen::run(&args),
     }
 }

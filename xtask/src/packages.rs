@@ -20,6 +20,11 @@ const PACKAGES: &[Package] = &[
         name: "gcc",
         brings: "/usr/bin/cc",
     },
+    // For libFuzzer.
+    Package {
+        name: "g++",
+        brings: "/usr/bin/c++",
+    },
     Package {
         name: "libc6-dev",
         brings: "/usr/include/stdint.h",

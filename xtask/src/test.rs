@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
 
 use crate::run::{cargo, root, succeed};
-use crate::{breaks, doc_examples, doc_tests, main_job, packages, source, xen};
+use crate::{breaks, doc_examples, doc_tests, fuzz, main_job, packages, source, xen};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -60,6 +60,11 @@ const STEPS: &[Step] = &[
         "breaks",
         "every patch of tests/breaks applies",
         breaks::check_all,
+    ),
+    (
+        "fuzz",
+        "each fuzz target for a minute, from its seeds",
+        fuzz::check,
     ),
     ("xen", "the behaviour suite on a real Xen", xen::check),
 ];

@@ -43,6 +43,14 @@ loom::thread_local! {
     static ON_LINE: RefCell<Vec<usize>> = RefCell::new(Vec::new());
 }
 
+/// Looks at the list of registries. None at a thread's very end, when the list is gone: a server that a thread-local value owns
+/// ends then, and holds nothing while it waits.
+fn on_line<T>(look: impl FnOnce(&mut Vec<usize>) -> T) -> Option<T> {
+    ON_LINE
+        .try_with(|on_line| look(&mut on_line.borrow_mut()))
+        .ok()
+}
+
 /// The registry of readers, and the garbage that waits for them.
 ///
 /// ```
@@ -151,7 +159,7 @@ impl Grace {
     /// # Errors
     /// `WouldDeadlock` if this thread is on line itself: it would wait for itself.
     pub fn synchronize(&self) -> Result<()> {
-        if ON_LINE.with(|on_line| on_line.borrow().contains(&self.address())) {
+        if on_line(|on_line| on_line.contains(&self.address())) == Some(true) {
             return Err(Error::new(Op::Synchronize, ErrorKind::WouldDeadlock));
         }
         let stamp = self.advance();
@@ -261,7 +269,7 @@ impl Reader {
     /// Goes on line.
     #[must_use]
     pub fn enter(&mut self) -> ReadGuard<'_> {
-        ON_LINE.with(|on_line| on_line.borrow_mut().push(self.grace.address()));
+        on_line(|on_line| on_line.push(self.grace.address()));
         // Acquire: pairs with `advance`: everything unlinked before that number is seen as unlinked.
         let now = self.grace.now.load(Ordering::Acquire);
         // Relaxed: the fence below orders it.
@@ -340,8 +348,7 @@ impl Drop for ReadGuard<'_> {
         // Release: as in `quiesce`.
         self.reader.word.store(OFF_LINE, Ordering::Release);
         let address = self.reader.grace.address();
-        ON_LINE.with(|on_line| {
-            let mut on_line = on_line.borrow_mut();
+        on_line(|on_line| {
             if let Some(at) = on_line.iter().rposition(|other| *other == address) {
                 on_line.swap_remove(at);
             }

@@ -3,7 +3,7 @@
 //! `cargo xtask xen`: a real Xen in QEMU, in ten seconds, for the suite and for people. Nothing is installed on this machine: all
 //! that is needed is unpacked under `target/xen`.
 
-mod apt;
+pub(crate) mod apt;
 mod bench;
 mod boot;
 mod cpio;

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The target `saved`, as a libFuzzer program.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ioreq_fuzz::saved::run(data));
