@@ -77,11 +77,16 @@ fn a_stop_in_the_middle_of_a_look_is_not_slept_through() {
     std::thread::sleep(Duration::from_millis(50));
     let (looking, looked) = std::sync::mpsc::channel();
     let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
-    *hv.on_look.lock().unwrap() = Some(Box::new(move || {
+    let held = move || {
         looking.send(()).unwrap();
         let _until = goes_on.recv();
+    };
+    // Woken, a worker looks; as there is nothing, it sees whether it is to stop, and looks again. In that look it is held.
+    let again = Arc::clone(&hv);
+    *hv.on_look.lock().unwrap() = Some(Box::new(move || {
+        *again.on_look.lock().unwrap() = Some(Box::new(held));
+        again.replace();
     }));
-    // Wakes the worker: it has the hook in its first look, when it has seen that it is not to stop.
     hv.replace();
     looked.recv().unwrap();
     let stopping = std::thread::spawn(move || running.stop().map(drop));
