@@ -12,7 +12,7 @@ thread_local! {
 }
 #[cfg(loom)]
 loom::thread_local! {
-    static DEPTH: Cell<(u32, u32)> = Cell::new((0, 0));
+    static DEPTH: Cell<u64> = Cell::new(0);
 }
 
 const ANY: u64 = 1;
