@@ -10,7 +10,7 @@ mod oracle;
 mod rig;
 
 use ioreq_core::abi::{
-    BufIoreqEntry, IOREQ_STATE_MASK, IOREQ_TYPE_COPY, IOREQ_TYPE_PCI_CONFIG, Ioreq,
+    BufIoreqEntry, IOREQ_STATE_MASK, IOREQ_TYPE_COPY, IOREQ_TYPE_PCI_CONFIG, IOREQ_TYPE_PIO, Ioreq,
     STATE_IOREQ_INPROCESS, STATE_IOREQ_NONE, STATE_IOREQ_READY, STATE_IORESP_READY,
 };
 
@@ -40,6 +40,10 @@ pub fn run(data: &[u8]) {
 
 /// An address that is likely to mean something.
 fn address(script: &mut Script, kind: u8) -> u64 {
+    // Ports end at 0xffff: an access that goes past the end is worth a try of its own.
+    if kind == IOREQ_TYPE_PIO && script.below(4) == 0 {
+        return 0x1_0002 - script.below(6);
+    }
     let near = match script.take::<i8>() {
         // At an edge, mostly.
         near @ -96..96 => near % 5,
