@@ -134,6 +134,30 @@ fn a_handler_that_panics_or_refuses_costs_one_access() {
 }
 
 #[test]
+fn the_latency_of_every_other_request_is_measured_whatever_way_it_takes() {
+    let domain = domain(1);
+    let server = IoreqServer::builder(domain.hypervisor())
+        .sample_latency(2)
+        .build()
+        .unwrap();
+    server.route("test", mmio(0x1000), Echo::default()).unwrap();
+    let running = server.start().unwrap();
+    let guest = domain.spawn(VcpuId(0), |cpu| {
+        for _ in 0..8 {
+            cpu.store32(MMIO, 1)?;
+        }
+        // Not by the way of single accesses.
+        for _ in 0..8 {
+            cpu.rep_stos(MMIO, Width::B4, 2, 3)?;
+        }
+        Ok(())
+    });
+    guest.unwrap().join().unwrap();
+    running.stop().unwrap();
+    assert_eq!(server.stats().latency.measured(), 8);
+}
+
+#[test]
 fn overlapping_routes_are_an_error_that_names_both() {
     let domain = domain(1);
     let server = server(&domain);

@@ -186,7 +186,8 @@ impl<H: Hypervisor> Service<H> {
             };
             if let Some(taken) = slot.resume() {
                 served += 1 + core.drain_ring(&*self.memory, guard, self.index);
-                self.serve(core, guard, Caller { at, vcpu, port }, taken);
+                let started = sample(&mut self.until_sample, self.sample_every);
+                self.serve(core, guard, Caller { at, vcpu, port }, taken, started);
             } else if slot.state() == STATE_IORESP_READY {
                 self.notify(core, port);
             }
@@ -207,15 +208,15 @@ impl<H: Hypervisor> Service<H> {
         duty: Duty<'_>,
         raw: Ioreq,
     ) {
+        let started = sample(&mut self.until_sample, self.sample_every);
         let Some(counters) = self
             .counters
             .of(self.index)
             .filter(|_| core.dirty.is_plain())
         else {
-            self.serve(core, guard, caller, Taken::new(duty, raw));
+            self.serve(core, guard, caller, Taken::new(duty, raw), started);
             return;
         };
-        let started = sample(&mut self.until_sample, self.sample_every);
         let cx = core.context(caller.vcpu, &*self.memory);
         let bus = Bus {
             core,
@@ -227,7 +228,7 @@ impl<H: Hypervisor> Service<H> {
         };
         // Last, so that its branches are those of the access itself.
         let Some(plain) = Plain::of(&raw) else {
-            self.serve(core, guard, caller, Taken::new(duty, raw));
+            self.serve(core, guard, caller, Taken::new(duty, raw), started);
             return;
         };
         match bus.plain(plain) {
@@ -255,10 +256,16 @@ impl<H: Hypervisor> Service<H> {
         }
     }
 
-    /// The way of the others.
+    /// The way of the others. `started`: see [`sample`].
     #[inline(never)]
-    fn serve(&mut self, core: &Core<H>, guard: &ReadGuard<'_>, caller: Caller, taken: Taken<'_>) {
-        let started = sample(&mut self.until_sample, self.sample_every);
+    fn serve(
+        &mut self,
+        core: &Core<H>,
+        guard: &ReadGuard<'_>,
+        caller: Caller,
+        taken: Taken<'_>,
+        started: Option<Instant>,
+    ) {
         let Caller { vcpu, port, .. } = caller;
         let Some(counters) = self.counters.of(self.index) else {
             self.finish(core, port, taken.refuse());
