@@ -312,9 +312,10 @@ impl Run {
                     "{at:#x}"
                 );
             }
-            6 => match script.take::<bool>() {
-                true => self.write(4, Width::B2, script.take::<u16>().into()),
-                false => self.place(script),
+            6 => match script.below(3) {
+                0 => self.write(4, Width::B2, script.take::<u16>().into()),
+                1 => self.place(script),
+                _ => self.switch_msi_on(script),
             },
             7 | 8 => self.access_bar(script),
             9 => {
@@ -387,6 +388,19 @@ impl Run {
         let addr = (1 + script.below(16)) << bar.shift.max(4);
         self.write(at, width, addr);
         self.write(4, Width::B2, 7);
+    }
+
+    /// As a guest sets MSI up: the message, several of them if there are, and the command register; then one is sent.
+    fn switch_msi_on(&mut self, script: &mut Script) {
+        let Some(msi) = self.oracle.msi else {
+            return;
+        };
+        let (at, data) = (msi.at as u64, if msi.long { 12 } else { 8 });
+        self.write(at + 4, Width::B4, 0xfee0_0000);
+        self.write(at + data, Width::B2, script.take::<u16>().into());
+        self.write(at + 2, Width::B2, script.below(8) << 4 | 1);
+        self.write(4, Width::B2, 4);
+        self.trigger(script.below(32) as u16);
     }
 
     fn write(&mut self, at: u64, width: Width, value: u64) {

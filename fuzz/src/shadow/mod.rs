@@ -117,6 +117,8 @@ impl Run {
                     true => entry(script, table),
                     false => match script.take::<u8>() {
                         to @ 0..0x80 => u64::from(to & 31) << 12 | u64::from(to >> 5) | 1,
+                        // A table of 64 KiB pages, which is another level to the shadow.
+                        to @ 0x80..0xc0 => u64::from(to & 31) << 12 | 0x803,
                         _ => script.take(),
                     },
                 };
