@@ -252,7 +252,7 @@ impl Spin {
             None => {
                 self.credit = 0;
                 self.skip = self.next_skip;
-                self.next_skip = (self.next_skip * 2).min(SKIP.1);
+                self.next_skip = (self.next_skip * 4).min(SKIP.1);
             }
         }
     }

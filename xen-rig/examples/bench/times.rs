@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Times, in rounds: every round has both contenders do everything, once the one first, once the other.
+//! Times, in rounds: every round has both contenders do everything, once the one first, once the other. Of one load the second
+//! comes right after the first, so that what the machine is like then is the same for both.
 
 use std::time::Instant;
 
@@ -78,70 +79,71 @@ impl Bench {
                 if round % 2 == 1 {
                     stacks.reverse();
                 }
-                for stack in stacks {
-                    self.turn(round, mode, stack, normal)?;
+                for load in mode.loads() {
+                    for stack in stacks {
+                        self.turn(round, mode, load, stack, normal)?;
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    /// All loads of one contender.
+    /// One load of one contender.
     fn turn(
         &self,
         round: u64,
         mode: Mode,
+        load: Load,
         stack: Stack,
         normal: Calibration,
     ) -> Result<(), Failure> {
         let server = stack.serve(&self.guest, mode.polling())?;
         let pause = self.pause(mode);
         let mut made = Made::default();
-        for load in mode.loads() {
-            let (slices, count) = slices(mode, load);
-            let mut before = Calibration::take(self)?;
-            let mut stalls = 0;
-            let took = loop {
-                load::start(&self.guest, load, WARM_UP, pause)?.wait()?;
-                let slice = |_| load::start(&self.guest, load, count, pause)?.wait();
-                let took: Vec<Took> = (0..slices).map(slice).collect::<Result<_, _>>()?;
-                made.add(load, WARM_UP + slices * count);
-                let after = Calibration::take(self)?;
-                let stalled = before.is_stall(normal) || after.is_stall(normal);
-                if !stalled {
-                    break took;
-                }
-                stalls += 1;
-                println!(
-                    "BENCH stall stack={} mode={} load={} round={round} guest={} dom0={} \
-                     guest_after={} dom0_after={}",
-                    stack.name(),
-                    mode.name(),
-                    load.name(),
-                    before.guest,
-                    before.dom0,
-                    after.guest,
-                    after.dom0
-                );
-                if stalls == TRIES {
-                    break took;
-                }
-                before = after;
-            };
-            for took in took {
-                println!(
-                    "BENCH times stack={} mode={} load={} round={round} requests={count} ticks={} pauses={} stalled={}",
-                    stack.name(),
-                    mode.name(),
-                    load.name(),
-                    match mode {
-                        Mode::Busy => took.all,
-                        Mode::Sleeping => took.accesses,
-                    },
-                    took.all - took.accesses,
-                    u8::from(stalls == TRIES)
-                );
+        let (slices, count) = slices(mode, load);
+        let mut before = Calibration::take(self)?;
+        let mut stalls = 0;
+        let took = loop {
+            load::start(&self.guest, load, WARM_UP, pause)?.wait()?;
+            let slice = |_| load::start(&self.guest, load, count, pause)?.wait();
+            let took: Vec<Took> = (0..slices).map(slice).collect::<Result<_, _>>()?;
+            made.add(load, WARM_UP + slices * count);
+            let after = Calibration::take(self)?;
+            let stalled = before.is_stall(normal) || after.is_stall(normal);
+            if !stalled {
+                break took;
             }
+            stalls += 1;
+            println!(
+                "BENCH stall stack={} mode={} load={} round={round} guest={} dom0={} \
+                 guest_after={} dom0_after={}",
+                stack.name(),
+                mode.name(),
+                load.name(),
+                before.guest,
+                before.dom0,
+                after.guest,
+                after.dom0
+            );
+            if stalls == TRIES {
+                break took;
+            }
+            before = after;
+        };
+        for took in took {
+            println!(
+                "BENCH times stack={} mode={} load={} round={round} requests={count} ticks={} pauses={} stalled={}",
+                stack.name(),
+                mode.name(),
+                load.name(),
+                match mode {
+                    Mode::Busy => took.all,
+                    Mode::Sleeping => took.accesses,
+                },
+                took.all - took.accesses,
+                u8::from(stalls == TRIES)
+            );
         }
         made.check(server)
     }

@@ -36,6 +36,16 @@ const DOM0_OPTIONS: &str = "console=hvc0 quiet panic=1";
 /// QEMU's own CPU model hangs Xen; `monitor` makes it panic when idle, the other two break a PV dom0 in QEMU 7.2.
 const CPU: &str = "EPYC,-monitor,-smap,-smep";
 
+/// What the machine's time is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Clock {
+    /// The host's.
+    Host,
+    /// 8 ns an instruction, and no time is spent idle: how busy the host is does not show, nor what a cache or a TLB costs. For one
+    /// processor.
+    Instructions,
+}
+
 /// How a boot ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum End {
@@ -79,6 +89,7 @@ pub(crate) struct Log {
 pub(crate) struct Boot<'a> {
     parts: &'a Parts,
     smp: u8,
+    clock: Clock,
     /// Of the machine, in MiB.
     memory: u32,
     programs: Vec<(String, PathBuf)>,
@@ -90,10 +101,17 @@ impl<'a> Boot<'a> {
         Boot {
             parts,
             smp,
+            clock: Clock::Host,
             memory: 1536,
             programs: Vec::new(),
             job: "true".into(),
         }
+    }
+
+    /// With this clock.
+    pub(crate) fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
     }
 
     /// With so many MiB of memory.
@@ -156,7 +174,16 @@ impl<'a> Boot<'a> {
             command.arg("-L").arg(root.join(folder));
         }
         command
-            .args(["-M", "pc", "-accel", "tcg,thread=multi", "-cpu", CPU])
+            .args(["-M", "pc", "-cpu", CPU])
+            .args(match self.clock {
+                Clock::Host => ["-accel", "tcg,thread=multi"].as_slice(),
+                Clock::Instructions => &[
+                    "-accel",
+                    "tcg,thread=single",
+                    "-icount",
+                    "shift=3,sleep=off",
+                ],
+            })
             .args(["-smp", &self.smp.to_string()])
             .args(["-m", &self.memory.to_string()])
             .args(["-nodefaults", "-no-user-config", "-nic", "none"])

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The tables of a report, and what is worse than its goal.
+
+use super::record::{Record, median, rounds, spread};
+
+/// System calls a request at most, of ours.
+const CALLS: [(&str, f64); 2] = [("busy", 1.05), ("sleeping", 4.0)];
+/// How many times as fast as the C stack ours is at least, with a processor each for dom0 and the guest.
+pub(super) const TWO: [(&str, f64); 2] = [("busy", 1.3), ("sleeping", 0.98)];
+/// The same with one processor for both.
+pub(super) const ONE: [(&str, f64); 2] = [("busy", 0.98), ("sleeping", 0.98)];
+
+/// Of ours, what calls too much.
+pub(super) fn over(records: &[Record]) -> Vec<String> {
+    let ours = records
+        .iter()
+        .filter(|record| record.about == "calls" && record.text("stack") == "ours");
+    let mut missed = Vec::new();
+    for record in ours {
+        let each = record.number("calls") / record.number("requests");
+        let goal = CALLS.iter().find(|(mode, _)| *mode == record.text("mode"));
+        let posted = record.text("load") == "vga-write";
+        let Some((mode, most)) = goal.filter(|_| !posted) else {
+            continue;
+        };
+        // Nothing that is no number is good.
+        if each.is_nan() || each > *most {
+            missed.push(format!(
+                "{each:.2} system calls a {} when {mode}, not {most}: {}",
+                record.text("load"),
+                record.text("of")
+            ));
+        }
+    }
+    missed
+}
+
+pub(super) fn calls_table(records: &[Record]) -> Vec<String> {
+    println!(
+        "\n| system calls a request | | C | ours | of which | beside |\n| --- | --- | --- | --- | --- | --- |"
+    );
+    let find = |stack: &str, like: &Record| {
+        records.iter().find(|record| {
+            record.about == "calls"
+                && record.text("stack") == stack
+                && ["mode", "load"]
+                    .iter()
+                    .all(|key| record.text(key) == like.text(key))
+        })
+    };
+    let mut pairs = 0;
+    for c in records.iter().filter(|record| record.text("stack") == "c") {
+        let Some(ours) = find("ours", c) else {
+            continue;
+        };
+        pairs += 1;
+        let each = |record: &Record| record.number("calls") / record.number("requests");
+        println!(
+            "| {} | {} | {:.2} | {:.2} | {} | {} |",
+            c.text("load"),
+            c.text("mode"),
+            each(c),
+            each(ours),
+            ours.text("of"),
+            ours.text("others"),
+        );
+    }
+    let mut missed = over(records);
+    if pairs < 11 {
+        missed.push(format!("system calls: {pairs} figures, not 11"));
+    }
+    missed
+}
+
+pub(super) fn times_table(name: &str, records: &[Record], goals: [(&str, f64); 2]) -> Vec<String> {
+    println!(
+        "\n| {name}: µs a request | | C | spread | ours | spread | C / ours | of rounds | goal |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+    let mut missed = Vec::new();
+    for (mode, goal) in goals {
+        for load in [
+            "port-write",
+            "port-read",
+            "mmio-write",
+            "mmio-read",
+            "page-write",
+            "vga-write",
+        ] {
+            let (c, ours) = (
+                rounds(records, "c", mode, load),
+                rounds(records, "ours", mode, load),
+            );
+            // Sleeping, nobody waits for a posted write.
+            if load == "vga-write" && mode == "sleeping" {
+                continue;
+            }
+            let ratios: Vec<f64> = c.iter().zip(&ours).map(|(c, ours)| c / ours).collect();
+            let ratio = median(c.clone()) / median(ours.clone());
+            let has_goal = load != "vga-write";
+            println!(
+                "| {load} | {mode} | {:.0} | {} | {:.0} | {} | {ratio:.2} | {:.2} | {} |",
+                median(c.clone()),
+                spread(&c),
+                median(ours.clone()),
+                spread(&ours),
+                median(ratios),
+                if has_goal {
+                    goal.to_string()
+                } else {
+                    "–".into()
+                }
+            );
+            if has_goal && (ratio.is_nan() || ratio < goal) {
+                missed.push(format!("{name}: {load} {mode}: {ratio:.2}, not {goal}"));
+            }
+        }
+    }
+    let stalls = records
+        .iter()
+        .filter(|record| record.about == "stall")
+        .count();
+    let kept = records
+        .iter()
+        .filter(|record| record.text("stalled") == "1")
+        .count();
+    println!("{stalls} slices repeated for a stall of the emulator, {kept} kept with one");
+    missed
+}
+
+pub(super) fn marks_table(records: &[Record]) {
+    println!(
+        "\n| changing page types | batch | C: pages/s | ours: pages/s | C / ours | C: DMOPs a page | ours |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    let mut keys: Vec<(&str, &str)> = Vec::new();
+    for record in records.iter().filter(|record| record.about == "dmops") {
+        let key = (record.text("step"), record.text("batch"));
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+    for (step, batch) in keys {
+        let of = |about: &str, stack: &str, value: &str| {
+            let wanted = records.iter().filter(|record| {
+                record.about == about
+                    && record.text("stack") == stack
+                    && record.text("step") == step
+                    && record.text("batch") == batch
+            });
+            let each = |record: &Record| record.number(value) / record.number("pages");
+            median(wanted.map(each).collect())
+        };
+        let (c, ours) = (of("marks", "c", "seconds"), of("marks", "ours", "seconds"));
+        println!(
+            "| {step} | {batch} | {:.0} | {:.0} | {:.2} | {:.4} | {:.4} |",
+            1.0 / c,
+            1.0 / ours,
+            c / ours,
+            of("dmops", "c", "dmops"),
+            of("dmops", "ours", "dmops")
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn calls(stack: &str, mode: &str, load: &str, calls: u32) -> Record {
+        let line = format!(
+            "BENCH calls stack={stack} mode={mode} load={load} requests=100 calls={calls} of=x:1"
+        );
+        Record::parse(&line).expect("a record")
+    }
+
+    #[test]
+    fn other_lines_are_no_records() {
+        assert_eq!(Record::parse("(XEN) BENCH x"), None);
+        assert_eq!(Record::parse("BENCH"), None);
+        let record = Record::parse("BENCH clock ticks=30 micros=10").expect("a record");
+        assert_eq!(
+            (record.number("ticks"), record.number("x").is_nan()),
+            (30.0, true)
+        );
+    }
+
+    #[test]
+    fn too_many_calls_are_seen_and_none_of_the_c_stack() {
+        let all = [
+            calls("ours", "busy", "port-read", 105),
+            calls("ours", "sleeping", "port-read", 400),
+            calls("ours", "busy", "vga-write", 900),
+            calls("c", "busy", "port-read", 400),
+        ];
+        assert!(over(&all).is_empty());
+        assert_eq!(over(&[calls("ours", "busy", "port-read", 106)]).len(), 1);
+        assert_eq!(
+            over(&[calls("ours", "sleeping", "port-read", 401)]).len(),
+            1
+        );
+        assert!(!calls_table(&all).is_empty(), "figures are missing");
+    }
+
+    #[test]
+    fn a_ratio_below_its_goal_is_missed_and_so_is_a_missing_one() {
+        let of = |stack: &str, ticks: u32| {
+            let line = format!(
+                "BENCH times stack={stack} mode=busy load=port-read requests=1 ticks={ticks}"
+            );
+            Record::parse(&line).expect("a record")
+        };
+        let clock = Record::parse("BENCH clock ticks=10 micros=10").expect("a record");
+        let missed = |ours| {
+            let records = [clock.clone(), of("c", 130), of("c", 150), of("ours", ours)];
+            let missed = times_table("t", &records, TWO);
+            missed.iter().any(|what| what.contains("port-read busy"))
+        };
+        assert!(!missed(107));
+        assert!(missed(108));
+        assert_eq!(
+            times_table("t", std::slice::from_ref(&clock), TWO).len(),
+            10
+        );
+    }
+
+    #[test]
+    fn medians() {
+        assert!(median(Vec::new()).is_nan());
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+}
