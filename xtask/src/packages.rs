@@ -33,6 +33,11 @@ const PACKAGES: &[Package] = &[
         name: "libxen-dev",
         brings: "/usr/include/xen/hvm/dm_op.h",
     },
+    // For instruction counts.
+    Package {
+        name: "valgrind",
+        brings: "/usr/bin/valgrind",
+    },
 ];
 
 /// Installs what is missing, or says which command does.

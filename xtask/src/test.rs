@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
 
 use crate::run::{cargo, root, succeed};
-use crate::{breaks, doc_examples, doc_tests, fuzz, main_job, packages, source, xen};
+use crate::{bench, breaks, doc_examples, doc_tests, fuzz, main_job, packages, source, xen};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -54,6 +54,11 @@ const STEPS: &[Step] = &[
         "audit",
         "the request path's audit: no lock, no allocation",
         audit,
+    ),
+    (
+        "counts",
+        "instructions of a request, as recorded",
+        bench::instructions::check,
     ),
     ("loom", "models of the lock-free protocols", loom),
     (

@@ -4,7 +4,9 @@
 
 use std::sync::atomic::Ordering;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress,
+};
 
 /// Bytes of one access: 1, 2, 4 or 8.
 ///
@@ -139,10 +141,32 @@ pub trait GuestRam: Send + Sync {
     fn store(&self, addr: GuestAddress, width: Width, value: u64) -> Result<(), RamError>;
 }
 
+/// Regions that are looked through one by one.
+const FEW: usize = 4;
+
+/// Where an address lies. A guest's memory is a region or a few, which are sooner looked through than searched.
+#[inline(always)]
+fn locate<M: GuestMemory>(
+    memory: &M,
+    addr: GuestAddress,
+) -> Option<(
+    &<M::PhysicalMemory as GuestMemoryBackend>::R,
+    MemoryRegionAddress,
+)> {
+    let plain = memory.physical_memory()?;
+    if plain.num_regions() > FEW {
+        return plain.to_region_addr(addr);
+    }
+    plain.iter().find_map(|region| {
+        let at = addr.0.wrapping_sub(region.start_addr().0);
+        (at < region.len()).then_some((region, MemoryRegionAddress(at)))
+    })
+}
+
 /// Where memory is plain and the access aligned: straight from its region, without the walk over the parts of an access.
 #[inline]
 fn load_plain<M: GuestMemory>(memory: &M, addr: GuestAddress, width: Width) -> Option<u64> {
-    let (region, at) = memory.physical_memory()?.to_region_addr(addr)?;
+    let (region, at) = locate(memory, addr)?;
     match width {
         Width::B1 => region.load::<u8>(at, ACQUIRE).map(u64::from),
         Width::B2 => region.load::<u16>(at, ACQUIRE).map(u64::from),
@@ -159,8 +183,7 @@ fn load_plain<M: GuestMemory>(memory: &M, addr: GuestAddress, width: Width) -> O
 )]
 #[inline(always)]
 fn store_plain<M: GuestMemory>(memory: &M, addr: GuestAddress, width: Width, value: u64) -> bool {
-    let plain = memory.physical_memory();
-    let Some((region, at)) = plain.and_then(|plain| plain.to_region_addr(addr)) else {
+    let Some((region, at)) = locate(memory, addr) else {
         return false;
     };
     match width {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
 
 use crate::run::{cargo, root};
 
@@ -25,8 +26,31 @@ const KINDS: [(&str, f64); 5] = [
 
 type Counts = BTreeMap<String, f64>;
 
+/// What is checked in.
+#[derive(Serialize, Deserialize)]
+struct Recorded {
+    /// The compiler that made the program: another one makes another program.
+    rustc: String,
+    counts: Counts,
+}
+
 fn file() -> PathBuf {
     root().join("benches/instructions/counts.json")
+}
+
+/// The compiler's version, as it tells it.
+fn rustc() -> Result<String> {
+    let output = Command::new("rustc")
+        .arg("--version")
+        .current_dir(root())
+        .output()
+        .context("cannot run rustc")?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// As a step of the checks.
+pub(crate) fn check() -> Result<()> {
+    run(false)
 }
 
 /// Counts, and compares with the file; or writes it.
@@ -44,24 +68,36 @@ pub(crate) fn run(record: bool) -> Result<()> {
         let each = each as f64 / f64::from(REQUESTS);
         counts.insert(kind.into(), (each * 10.0).round() / 10.0);
     }
+    let rustc = rustc()?;
     if record {
-        let text = serde_json::to_string_pretty(&counts)? + "\n";
+        let recorded = Recorded {
+            rustc: rustc.clone(),
+            counts: counts.clone(),
+        };
+        let text = serde_json::to_string_pretty(&recorded)? + "\n";
         std::fs::write(file(), text).context("cannot write the counts")?;
     }
     let text = std::fs::read_to_string(file()).context("no recorded counts: see --record")?;
-    let recorded: Counts = serde_json::from_str(&text)?;
+    let recorded: Recorded = serde_json::from_str(&text)?;
     println!(
         "\nInstructions of a request, READY seen to RESP_READY stored, empty handler, statistics on\n"
     );
     println!("{:12} {:>8} {:>9} {:>6}", "", "now", "recorded", "goal");
     for (kind, goal) in KINDS {
         let now = counts.get(kind).copied().unwrap_or(f64::NAN);
-        let before = recorded.get(kind).copied().unwrap_or(f64::NAN);
+        let before = recorded.counts.get(kind).copied().unwrap_or(f64::NAN);
         let met = if now <= goal { '✓' } else { '✗' };
         println!("{kind:12} {now:8.1} {before:9.1} {goal:6.0}{met}");
     }
     println!();
-    let wrong = differences(&counts, &recorded);
+    if rustc != recorded.rustc {
+        println!(
+            "NOT COMPARED: recorded with {}, but this is {rustc}, which makes another program of the same source",
+            recorded.rustc
+        );
+        return Ok(());
+    }
+    let wrong = differences(&counts, &recorded.counts);
     if !wrong.is_empty() {
         bail!(
             "{}: changed by more than {SLACK} %; if it is meant, run `cargo xtask bench --instructions --record`, and \

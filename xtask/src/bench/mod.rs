@@ -4,7 +4,7 @@
 
 mod figures;
 mod goals;
-mod instructions;
+pub(crate) mod instructions;
 mod table;
 
 use std::process::Stdio;
