@@ -162,7 +162,18 @@ impl Run {
                 let tracker = &self.world.tracker;
                 tracker.never_leaves.store(stick, Ordering::Relaxed);
             }
+            14 => self.change_grain(4 + table % 3, index(script)),
             _ => self.relent(),
+        }
+    }
+
+    /// What an entry leads to becomes a table of 64 KiB pages, or one of 4 KiB pages again: another level to the shadow.
+    fn change_grain(&self, table: u64, index: u64) {
+        let Some(entry) = self.world.ram.entry(table, index) else {
+            return;
+        };
+        if !self.ordered && entry & 0x81 == 1 {
+            self.world.entry(table, index, entry ^ 0x800);
         }
     }
 
