@@ -158,7 +158,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Catcher::Fuzz(target) => scratch.attempt_fuzz(path, target)?,
         };
         match &verdict {
-            Verdict::Caught => {}
+            Verdict::Caught => println!("caught"),
             Verdict::NotRun(why) => {
                 not_run += 1;
                 println!("NOT RUN: {why}");
