@@ -16,6 +16,7 @@ mod model;
 mod options;
 mod platform;
 mod report;
+mod sim;
 mod witness;
 #[cfg(feature = "xen")]
 mod xen;

@@ -4,17 +4,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ioreq::sim::{Cpu, CpuFault, Domain, DomainConfig, Machine, SimHypervisor, XenVersion};
-use ioreq::{GfnRange, GuestRam, Op, VcpuId, Width};
+use ioreq::sim::{Cpu, Domain, DomainConfig, Machine, SimHypervisor, XenVersion};
+use ioreq::{GfnRange, Op, VcpuId};
 use vgpu_guest::layout::{APERTURE, APERTURE_FRAMES, ARENAS, LOW_FRAMES, RESERVED};
-use vgpu_guest::{Done, Task, Vcpu, reserve};
-use vm_memory::GuestAddress;
+use vgpu_guest::{Done, Task, reserve};
 
 use crate::machine::arena_frames;
 use crate::options::{Options, Version};
 use crate::platform::{Failure, Platform};
+use crate::sim::Sim;
 
 /// The least frames of an arena: 256 MiB.
 const ARENA: u64 = 1 << 16;
@@ -129,83 +129,5 @@ impl Platform for Model {
     fn left_behind(&self) -> Option<String> {
         let leaks = self.domain.leaks();
         (!leaks.is_clean()).then(|| format!("{leaks:?}"))
-    }
-}
-
-/// A vCPU of the model, as a driver uses it.
-struct Sim<'a> {
-    cpu: &'a mut Cpu,
-    ram: Arc<dyn GuestRam>,
-    started: Instant,
-    interrupts: u64,
-    submissions: Arc<AtomicU64>,
-}
-
-impl<'a> Sim<'a> {
-    fn new(cpu: &'a mut Cpu, ram: Arc<dyn GuestRam>) -> Self {
-        Sim {
-            cpu,
-            ram,
-            started: Instant::now(),
-            interrupts: 0,
-            submissions: Arc::default(),
-        }
-    }
-}
-
-impl Vcpu for Sim<'_> {
-    type Fault = CpuFault;
-
-    fn load32(&mut self, addr: u64) -> Result<u32, CpuFault> {
-        self.cpu.load32(addr)
-    }
-
-    fn load64(&mut self, addr: u64) -> Result<u64, CpuFault> {
-        self.cpu.load64(addr)
-    }
-
-    fn store32(&mut self, addr: u64, value: u32) -> Result<(), CpuFault> {
-        self.cpu.store32(addr, value)
-    }
-
-    fn store64(&mut self, addr: u64, value: u64) -> Result<(), CpuFault> {
-        self.cpu.store64(addr, value)
-    }
-
-    fn xchg32(&mut self, addr: u64, value: u32) -> Result<u32, CpuFault> {
-        let old = self.cpu.xchg(addr, Width::B4, value.into())?;
-        Ok(u32::try_from(old).unwrap_or(u32::MAX))
-    }
-
-    /// All at once: loads of memory have no effect that the model would show.
-    fn read(&mut self, addr: u64, buf: &mut [u8]) -> Result<(), CpuFault> {
-        if self.ram.read(GuestAddress(addr), buf).is_err() {
-            self.complain("data outside memory");
-            buf.fill(0xff);
-        }
-        Ok(())
-    }
-
-    fn relax(&mut self) -> Result<(), CpuFault> {
-        self.cpu.relax()
-    }
-
-    fn interrupts(&mut self) -> Result<u64, CpuFault> {
-        while self.cpu.poll_interrupt().is_some() {
-            self.interrupts += 1;
-        }
-        Ok(self.interrupts)
-    }
-
-    fn ticks(&mut self) -> u64 {
-        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    fn complain(&mut self, what: &str) {
-        eprintln!("vgpu: {}: {what}", self.cpu.id());
-    }
-
-    fn progress(&mut self, submissions: u64) {
-        self.submissions.store(submissions, Ordering::Relaxed);
     }
 }

@@ -164,6 +164,14 @@ impl Vcpu {
         self.changed.notify_all();
     }
 
+    /// The domain is gone: no answer is waited for any more. Servers know their vCPUs, so a vCPU that went on to know the servers that
+    /// hold its request would keep them, and itself, for ever.
+    pub(crate) fn forget_requests(&self) {
+        if let Some(parked) = &mut self.condition().parked {
+            parked.forget_requests();
+        }
+    }
+
     fn wait_parked_or_stuck(&self, domain: &DomainInner) -> Option<StuckReason> {
         let mut condition = self.condition();
         loop {

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use common::{GFN, Peer, domain};
 use ioreq_core::hypervisor::{InjectedEvent, Intx};
 use ioreq_core::{
@@ -450,4 +452,39 @@ fn a_ring_takes_only_its_sources() {
         plain.run(|c| c.store32(0xf000_0000, 1)).0.unwrap();
         assert_eq!(domain.counts().buffered, 0);
     });
+}
+
+/// Two servers take the type from one another as fast as they can: what one has marked stays marked until it says otherwise.
+#[test]
+fn an_owner_that_leaves_takes_nothing_of_the_next_one() {
+    const ROUNDS: u32 = 50_000;
+    let domain = domain(XenVersion::V4_20);
+    let lost = AtomicBool::new(false);
+    let fight = |page: u64| {
+        let raw = domain.hypervisor().raw();
+        let id = raw.create(0, 0).unwrap();
+        let mut won = 0;
+        while won < ROUNDS && !lost.load(Ordering::SeqCst) {
+            match raw.map_mem_type(id, 4, 2, 0) {
+                Ok(()) => won += 1,
+                Err(errno) => {
+                    assert_eq!(errno, EBUSY);
+                    continue;
+                }
+            }
+            raw.set_mem_type(SERVER, 0, page, 1).unwrap();
+            for _ in 0..8 {
+                let is_marked = domain.mem_type(page) == Some(P2mType::IoreqServer);
+                lost.fetch_or(!is_marked, Ordering::SeqCst);
+            }
+            raw.set_mem_type(0, 0, page, 1).unwrap();
+            raw.map_mem_type(id, 4, 0, 0).unwrap();
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| fight(GFN));
+        scope.spawn(|| fight(GFN + 1));
+    });
+    assert!(!lost.into_inner(), "a page of the next owner's was reset");
+    assert_eq!(domain.leaks().marked_pages, 0);
 }

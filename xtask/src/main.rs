@@ -11,6 +11,7 @@ mod main_job;
 mod mutants;
 mod packages;
 mod run;
+mod soak;
 mod source;
 mod test;
 mod xen;
@@ -40,6 +41,8 @@ enum Command {
     Mutants(mutants::Args),
     /// Fuzz targets, each for some time from its seeds; which lines those reach.
     Fuzz(fuzz::Args),
+    /// Churn of everything at once, with invariants checked all along.
+    Soak(soak::Args),
     /// A real Xen in QEMU.
     Xen(xen::Args),
 }
@@ -51,6 +54,7 @@ fn main() -> Result<()> {
         Command::Bench(args) => bench::run(&args),
         Command::Mutants(args) => mutants::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::Xen(args) => xen::run(&args),
     }
 }

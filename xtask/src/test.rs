@@ -8,7 +8,9 @@ use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
 
 use crate::run::{cargo, root, succeed};
-use crate::{bench, breaks, doc_examples, doc_tests, fuzz, main_job, packages, source, xen};
+use crate::{
+    bench, breaks, doc_examples, doc_tests, fuzz, main_job, packages, soak, source, xen,
+};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -70,6 +72,11 @@ const STEPS: &[Step] = &[
         "fuzz",
         "each fuzz target for a minute, from its seeds",
         fuzz::check,
+    ),
+    (
+        "soak",
+        "a minute of everything at once, with faults, on the model",
+        soak::check,
     ),
     ("xen", "the behaviour suite on a real Xen", xen::check),
 ];

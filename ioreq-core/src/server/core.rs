@@ -25,7 +25,7 @@ use crate::dispatch::{Counted, Dispatcher, Grace, PageMap, PageRoute, ReadGuard,
 use crate::error::{Error, ErrorKind, Op};
 use crate::handler::scope::Scope;
 use crate::handler::{Context, Verdict};
-use crate::hypervisor::{DomainState, Hypervisor};
+use crate::hypervisor::{DomainState, Hypervisor, ShutdownReason};
 use crate::ids::{ServerId, VcpuId};
 use crate::memory::GuestRam;
 use crate::request::{BufferedRequest, Kind};
@@ -40,6 +40,19 @@ pub(super) type ClockListener = Arc<dyn Fn(i64) + Send + Sync>;
 
 /// Ring entries served in one go.
 const RING_BUDGET: u32 = 511;
+/// How long a claim's pages are unmarked whose domain will never run again: what waits for one of its vCPUs waits for ever.
+const OVER_BOUND: Duration = Duration::from_millis(50);
+
+/// How long to go on unmarking when a claim ends: `bound`, unless no vCPU will run again. One that was suspended may.
+fn claim_end_bound(state: &Result<DomainState, Error>, bound: Duration) -> Duration {
+    use ShutdownReason::{Crash, PowerOff, Reboot, Watchdog};
+    match state {
+        Ok(DomainState::Gone | DomainState::Shutdown(PowerOff | Reboot | Crash | Watchdog)) => {
+            OVER_BOUND.min(bound)
+        }
+        _ => bound,
+    }
+}
 
 /// One server. Destroyed when the last owner lets go: the user's [`IoreqServer`](super::IoreqServer), running workers, a
 /// subscriber, a claim.
@@ -307,9 +320,11 @@ impl<H: Hypervisor> Core<H> {
         let suspended = self.ledger().forget_suspended();
         drop(suspended);
         self.ledger().untrack_all(self, &leaving);
-        let report = self.settle_all(bound);
+        let least = claim_end_bound(&self.domain_state(), bound);
+        let report = self.settle_all(least);
         let left: u64 = self.pages.len();
-        if left > 0 {
+        // The type's end resets what is outstanding; only a domain that runs is hurt by that.
+        if left > 0 && least == bound {
             tracing::error!(
                 domid = %self.hv.domid(), server = %self.id, pages = left, ranges = ?report.deferred.len(),
                 "giving the memory type up with pages outstanding: the guest never stopped writing them"
@@ -526,5 +541,34 @@ impl<H: Hypervisor> std::fmt::Debug for Core<H> {
             .field("id", &self.id)
             .field("pages", &self.pages.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_waits_for_vcpus_that_may_run_again_and_for_no_others() {
+        let bound = Duration::from_secs(5);
+        let waits = |state| claim_end_bound(&state, bound) == bound;
+        for reason in [
+            ShutdownReason::PowerOff,
+            ShutdownReason::Reboot,
+            ShutdownReason::Crash,
+            ShutdownReason::Watchdog,
+        ] {
+            assert!(!waits(Ok(DomainState::Shutdown(reason))), "{reason:?}");
+        }
+        assert!(!waits(Ok(DomainState::Gone)));
+        for reason in [ShutdownReason::Suspend, ShutdownReason::SoftReset] {
+            assert!(waits(Ok(DomainState::Shutdown(reason))), "{reason:?}");
+        }
+        assert!(waits(Ok(DomainState::Running)));
+        assert!(waits(Err(Error::new(Op::DomainState, ErrorKind::Other))));
+        assert_eq!(
+            claim_end_bound(&Ok(DomainState::Gone), Duration::ZERO),
+            Duration::ZERO
+        );
     }
 }

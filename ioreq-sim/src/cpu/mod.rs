@@ -71,6 +71,13 @@ pub(crate) struct EmulatorState {
     stuck: Option<StuckReason>,
 }
 
+impl EmulatorState {
+    /// Lets go of the servers that hold a request.
+    pub(crate) fn forget_requests(&mut self) {
+        self.pending.clear();
+    }
+}
+
 /// `vio->req`: the I/O of the instruction that is under way.
 #[derive(Debug, Default)]
 struct Latch {
@@ -150,6 +157,10 @@ impl Drop for Cpu {
     fn drop(&mut self) {
         self.vcpu.gate.leave();
         self.vcpu.park(std::mem::take(&mut self.emu));
+        // It may have been destroyed since: then whoever destroyed it has found nothing parked.
+        if self.domain.is_destroyed() {
+            self.vcpu.forget_requests();
+        }
     }
 }
 

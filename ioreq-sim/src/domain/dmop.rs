@@ -214,8 +214,13 @@ impl DomainInner {
                 return Err(EINVAL);
             }
             self.servers.update(|t| t.owner = None);
+            // Xen asks just after it has let go of the lock. There nobody gets two hypercalls in between, a claim and a mark; here it
+            // would be enough that this thread is not running, and the next owner's pages would be reset.
+            let outstanding = self.p2m.outstanding() > 0;
             drop(control);
-            self.with_p2m_lock(|p2m| p2m.reset_all());
+            if outstanding {
+                self.with_p2m_lock(|p2m| p2m.reset_all());
+            }
         } else {
             if owner.is_some() || self.p2m.outstanding() > 0 {
                 return Err(EBUSY);

@@ -191,6 +191,7 @@ impl DomainInner {
             }
             table.owner = None;
         });
+        self.vcpus.iter().for_each(|vcpu| vcpu.forget_requests());
         self.machine.remove(self.domid);
     }
 
@@ -395,5 +396,35 @@ fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
         if schedule::yield_point(false) != Turn::Mine {
             return mutex.lock().unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ioreq_core::{BufIoreq, PortRange, Transport, VcpuId};
+
+    use crate::{DomainConfig, Machine};
+
+    /// A vCPU that waits for an answer when its domain goes leaves nothing behind in this process.
+    #[test]
+    fn a_domain_that_goes_in_the_middle_of_a_request_is_freed() {
+        let domain = Machine::new().create_domain(DomainConfig::new(1)).unwrap();
+        let hv = domain.hypervisor();
+        let id = hv.create_server(BufIoreq::Off).unwrap();
+        hv.ioreq_page(id).unwrap();
+        hv.set_server_state(id, true).unwrap();
+        let ports = PortRange::sized(0x500, 4).unwrap();
+        hv.map_range(id, ports.into()).unwrap();
+        let guest = domain.spawn(VcpuId(0), |cpu| cpu.inb(0x500)).unwrap();
+        while guest.waiting_on().is_none() {
+            std::thread::yield_now();
+        }
+        let vcpu = Arc::downgrade(&domain.inner().vcpus[0]);
+        domain.destroy();
+        guest.join().unwrap_err();
+        drop((hv, domain));
+        assert!(vcpu.upgrade().is_none());
     }
 }

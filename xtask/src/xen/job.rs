@@ -38,7 +38,7 @@ const EXAMPLES: &[Example] = &[Example {
 const MODEL_ONLY: &[&str] = &["hello_mmio", "write_watch"];
 
 /// `vgpu_guest::layout`: what is shared and the program with its heap, the aperture, an arena for each vCPU.
-fn vgpu_frames(vcpus: u64) -> Vec<String> {
+pub(super) fn vgpu_frames(vcpus: u64) -> Vec<String> {
     let parts = [
         0..0xa0,
         0xc0..0x5000,

@@ -12,9 +12,12 @@ mod parts;
 mod program;
 mod record;
 mod release;
+mod soak;
 mod suite;
 
 pub(crate) use program::lint_guest;
+pub(crate) use release::Release;
+pub(crate) use soak::soak;
 
 use std::time::Duration;
 
@@ -23,7 +26,6 @@ use clap::{Args as ClapArgs, Subcommand};
 
 use boot::Boot;
 use parts::Parts;
-use release::Release;
 
 use crate::main_job;
 

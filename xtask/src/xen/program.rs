@@ -24,6 +24,14 @@ pub(crate) fn facade_example(name: &str) -> Result<PathBuf> {
     build(&[&package[..], &["--example", name]].concat(), name)
 }
 
+/// Builds the soak.
+pub(crate) fn soak() -> Result<PathBuf> {
+    build(
+        &["build", "--release", "-p", "soak", "--bin", "soak"],
+        "soak",
+    )
+}
+
 /// Builds the guest of the main job: for nothing but a vCPU, so without a C library and its start.
 pub(crate) fn vgpu_guest() -> Result<PathBuf> {
     let mut command = bare("build");

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The soak in dom0 of a real Xen, with what else can go on there: servers' processes that are killed, and the main job.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::boot::Boot;
+use super::job::said;
+use super::parts::Parts;
+use super::program;
+use super::release::Release;
+use super::suite::is_crash;
+
+/// One for dom0, one for the domains.
+const PROCESSORS: u8 = 2;
+/// Memory of the machine: dom0's, the main job's domain and those of the soak.
+const MEMORY: u32 = 2560;
+/// How long nothing may be said.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Beside the soak, until it ends: kills, and the main job's guest, again and again. A failure of either is one of all.
+const BESIDE: &str = "
+(while kill -0 $S 2>/dev/null; do /bin/kills || touch /failed; done) & K=$!
+(while kill -0 $S 2>/dev/null; do /bin/run_guest --image /bin/guest --vcpus 2 FRAMES -- \
+ /bin/vgpu --hypervisor xen --vcpus 2 --submissions 40 --rounds 80 || touch /failed; done) & J=$!
+";
+
+/// Boots and soaks; `alone` without anything beside it.
+pub(crate) fn soak(
+    release: Release,
+    (name, value): (&str, &str),
+    options: &[String],
+    alone: bool,
+) -> Result<()> {
+    let parts = Parts::ready(release)?;
+    let frames: Vec<String> = super::job::vgpu_frames(2)
+        .iter()
+        .map(|part| format!("--frames {part}"))
+        .collect();
+    let beside = match alone {
+        true => "K= J=".to_owned(),
+        false => BESIDE.replace("FRAMES", &frames.join(" ")),
+    };
+    let job = format!(
+        "{name}={value} /bin/soak --hypervisor xen {} & S=$!\n{beside}\nwait $S; R=$?\nwait $K $J\n\
+         [ ! -e /failed ] && [ $R = 0 ]",
+        options.join(" ")
+    );
+    let mut boot = Boot::new(&parts, PROCESSORS)
+        .memory(MEMORY)
+        .program("soak", &program::soak()?);
+    if !alone {
+        boot = boot
+            .program("kills", &program::example("xen-rig", "kills")?)
+            .program("run_guest", &program::example("xen-rig", "run_guest")?)
+            .program("guest", &program::vgpu_guest()?)
+            .program("vgpu", &program::facade_example("vgpu")?);
+    }
+    let log = boot.job(&job).run(PATIENCE)?;
+    for line in said(&log) {
+        println!("{line}");
+    }
+    println!("soak: {}, {}", log.version, log.end);
+    let crashes = log.lines.iter().filter(|line| is_crash(line)).count();
+    println!("soak: Xen told of {crashes} crashes of domains");
+    log.succeeded().context("soak")
+}
