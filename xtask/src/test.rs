@@ -8,9 +8,7 @@ use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
 
 use crate::run::{cargo, root, succeed};
-use crate::{
-    bench, breaks, doc_examples, doc_tests, fuzz, main_job, packages, soak, source, xen,
-};
+use crate::{bench, breaks, doc_examples, doc_tests, fuzz, main_job, packages, soak, source, xen};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
