@@ -9,7 +9,8 @@ use event_manager::{EventManager, SubscriberOps};
 use ioreq::handler::{Access, Completion, Context, Handler, ReadOutcome, WriteOutcome};
 use ioreq::server::{Budget, IoreqServer};
 use ioreq::sim::{Domain, DomainConfig, Machine, SimHypervisor};
-use ioreq::{MmioRange, PortRange, VcpuId, Width};
+use ioreq::{GuestRam, MmioRange, P2mType, PortRange, VcpuId, Width};
+use vm_memory::GuestAddress;
 
 const MMIO: u64 = 0xe000_0000;
 /// So long that no test sees it.
@@ -204,4 +205,36 @@ fn a_request_in_time_is_not_told() {
     assert!(read.complete(7));
     assert_eq!(guest.join().unwrap(), 7);
     assert_eq!(server.stats().overruns, 0);
+}
+
+/// A device's range may lie over guest memory: what is written there is the device's, not memory's, also when nobody answers.
+#[test]
+fn a_write_to_a_device_over_memory_that_nobody_completes_is_dropped() {
+    const OVER: u64 = 0x5000;
+    let domain = domain(1);
+    let server = server(&domain);
+    let (tx, rx) = mpsc::channel();
+    let range = MmioRange::sized(OVER, 0x1000).unwrap();
+    server.route("over", range, Later(tx, PATIENT)).unwrap();
+    let running = server.start().unwrap();
+    // The type of a page that a device model emulates, with memory behind it.
+    let hv = server.hypervisor();
+    hv.raw()
+        .set_mem_type(P2mType::MmioDm.raw(), 0, OVER >> 12, 1)
+        .unwrap();
+    let guest = domain.spawn(VcpuId(0), |cpu| {
+        cpu.store32(OVER, 7)?;
+        cpu.rep_stos(OVER, Width::B4, 7, 3)
+    });
+    for _ in 0..4 {
+        let (_, write) = rx.recv().unwrap();
+        drop(write);
+    }
+    guest.unwrap().join().unwrap();
+    running.stop().unwrap();
+    let stored = domain
+        .memory()
+        .load(GuestAddress(OVER), Width::B8)
+        .unwrap_or(0);
+    assert_eq!((stored, server.stats().data_faults), (0, 0));
 }

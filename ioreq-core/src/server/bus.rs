@@ -26,8 +26,10 @@ use crate::sync::atomic::{Ordering, fence};
 pub(super) enum Pause {
     /// The page is being unmarked: try again.
     Parked,
-    /// The handler answers later.
+    /// A device's handler answers later.
     Deferred(Arc<Pending>),
+    /// A tracked page's handler says later what becomes of the write.
+    Undecided(Arc<Pending>),
 }
 
 /// A route and its handler; None for a page that is leaving.
@@ -244,6 +246,21 @@ impl<'a, H: Hypervisor> Bus<'a, H> {
             len: values.len(),
         };
         let last = batch.get(batch.len.checked_sub(1)?);
+        // A write to a tracked page is its handler's, whatever range lies over it. A batch is at most 512 bytes: two pages.
+        let is_tracked = |addr| {
+            self.core
+                .pages
+                .find(Gfn::of(GuestAddress(addr)), self.guard)
+                .is_some()
+        };
+        if !read
+            && place.space() == Space::Mmio
+            && [first, last]
+                .iter()
+                .any(|end| is_tracked(end.addr) || is_tracked(end.addr + width.bytes() - 1))
+        {
+            return None;
+        }
         // Two ends inside one range: so is everything between.
         if place.space() != Space::Port {
             let covers = self
@@ -378,7 +395,7 @@ impl<'a, H: Hypervisor> Bus<'a, H> {
             Some(PageOutcome::Replace(value)) => Verdict::Replace(value),
             Some(PageOutcome::Drop | PageOutcome::Done) => Verdict::Drop,
             Some(PageOutcome::Defer(deferred)) if source == WriteSource::Trapped => {
-                return Err(Pause::Deferred(deferred.into_pending()));
+                return Err(Pause::Undecided(deferred.into_pending()));
             }
             Some(PageOutcome::Defer(deferred)) => {
                 // No vCPU waits for this very store, so none can be held: it is made when the verdict comes.

@@ -33,6 +33,8 @@ pub(super) struct Carry {
     value: u64,
     /// The handler does not want the rest in batches.
     singly: bool,
+    /// It is a tracked page's handler whose word is awaited, not a device's.
+    undecided: bool,
     /// Values that a batch read from the handler and that are still to be stored, because a page was parked; the last one
     /// comes first.
     read_ahead: Vec<u64>,
@@ -48,6 +50,7 @@ impl Carry {
             phase: Phase::Access,
             value: 0,
             singly: false,
+            undecided: false,
             read_ahead,
         }
     }
@@ -80,6 +83,11 @@ impl Carry {
         (self.io.is_read() && matches!(self.io.data(), Data::Inline(_))).then_some(self.value)
     }
 
+    /// Remembers whose reply is awaited.
+    pub(super) fn waits_for(&mut self, pause: &Pause) {
+        self.undecided = matches!(pause, Pause::Undecided(_));
+    }
+
     /// The reply that the current element waited for; None if nobody will give one.
     pub(super) fn accept(&mut self, reply: Option<Reply>) {
         match reply {
@@ -89,8 +97,10 @@ impl Carry {
             }),
             Some(Reply::Verdict(verdict)) => self.phase = Phase::Settle(Some(verdict)),
             Some(Reply::Done | Reply::Value(_)) => self.next(),
-            // Either a page's handler, whose fallback decides, or a device's, whose write is dropped: `settle` tells.
-            None => self.phase = Phase::Settle(None),
+            // A page's handler: its fallback decides.
+            None if self.undecided => self.phase = Phase::Settle(None),
+            // A device's: its write is dropped.
+            None => self.next(),
         }
     }
 

@@ -457,7 +457,7 @@ impl<H: Hypervisor> Core<H> {
         match request.decode().map(|request| *request.kind()) {
             Ok(Kind::Io(io)) => {
                 // A handler that defers it may finish it whenever it likes.
-                if let Err(Pause::Deferred(pending)) =
+                if let Err(Pause::Deferred(pending) | Pause::Undecided(pending)) =
                     bus.watched(Place::of(&io), || Carry::new(io).run(bus))
                 {
                     pending.install(Box::new(|_| ()));

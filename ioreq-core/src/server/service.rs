@@ -338,9 +338,10 @@ impl<H: Hypervisor> Service<H> {
         core: &Core<H>,
         caller: Caller,
         taken: Taken<'static>,
-        carry: Carry,
+        mut carry: Carry,
         pause: Pause,
     ) {
+        carry.waits_for(&pause);
         let Caller { at, vcpu, port } = caller;
         let Some(member) = self.members.get_mut(at) else {
             self.finish(core, port, taken.refuse());
@@ -361,7 +362,7 @@ impl<H: Hypervisor> Service<H> {
                     counters.parked.bump();
                 }
             }
-            Pause::Deferred(pending) => {
+            Pause::Deferred(pending) | Pause::Undecided(pending) => {
                 if let Some(counters) = self.counters.of(self.index) {
                     counters.deferred.bump();
                 }
