@@ -2,9 +2,12 @@
 
 //! The state in which vCPUs start: 64-bit mode, identity mapping, interrupts off (`hvm/save.h`).
 
+use std::io;
+
 /// `HVM_SAVE_CODE` and length of a record.
 const END: u16 = 0;
 const CPU: u16 = 2;
+const LAPIC_REGS: u16 = 6;
 /// `sizeof(struct hvm_hw_cpu)`
 const CPU_SIZE: u32 = 1032;
 
@@ -75,23 +78,80 @@ fn cpu(start: Start) -> Vec<u8> {
     record.0
 }
 
-/// The context to load: the header that the domain has, and its vCPUs.
+/// The first record from the beginning of `bytes`: its code and instance, and all of it, with its descriptor of 8 bytes.
+fn record(bytes: &[u8]) -> Option<(u16, u16, &[u8])> {
+    let half = |at: usize| Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
+    let length = u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?);
+    let all = bytes.get(..8 + length as usize)?;
+    Some((half(0)?, half(2)?, all))
+}
+
+/// The context to load: the header that the domain has, which is the first record, and its vCPUs.
 pub(crate) fn initial(current: &[u8], starts: impl Iterator<Item = Start>) -> Vec<u8> {
-    // The header is the first record: a descriptor of 8 bytes with its length, and its contents.
-    let length = current
-        .get(4..8)
-        .and_then(|bytes| bytes.try_into().ok())
-        .map_or(0, u32::from_le_bytes);
-    let mut bytes = current
-        .get(..8 + length as usize)
-        .unwrap_or_default()
-        .to_vec();
+    let header = record(current).map_or(&[][..], |(.., all)| all);
+    let mut bytes = header.to_vec();
     for (instance, start) in (0..).zip(starts) {
         bytes.extend(descriptor(CPU, instance, CPU_SIZE));
         bytes.extend(cpu(start));
     }
     bytes.extend(descriptor(END, 0, 0));
     bytes
+}
+
+/// Where a vCPU is: its instruction pointer, and the root of its page tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The next instruction's address.
+    pub rip: u64,
+    /// The root's guest-physical address, with its low bits.
+    pub cr3: u64,
+}
+
+/// Where a vCPU is, by a domain's context.
+pub(crate) fn place(mut context: &[u8], vcpu: u32) -> Option<Place> {
+    // After the descriptor, the FPU's 512 bytes and 16 registers: rip, rflags, cr0, cr2, cr3.
+    const RIP: usize = 8 + 512 + 16 * 8;
+    const CR3: usize = RIP + 4 * 8;
+    while let Some((code, instance, all)) = record(context) {
+        if code == CPU && u32::from(instance) == vcpu {
+            let word = |at: usize| Some(u64::from_le_bytes(all.get(at..at + 8)?.try_into().ok()?));
+            return Some(Place {
+                rip: word(RIP)?,
+                cr3: word(CR3)?,
+            });
+        }
+        context = context.get(all.len()..)?;
+    }
+    None
+}
+
+/// What firmware programs in the local APIC of the first vCPU, as register and value: it is on, LINT0 takes the PIC's interrupts
+/// ("virtual wire"), LINT1 non-maskable ones. Xen's begins with both masked, and an operating system that has not set up its
+/// I/O APIC yet would get no timer interrupt.
+const VIRTUAL_WIRE: [(usize, u32); 3] = [(0xf0, 0x1ff), (0x350, 0x700), (0x360, 0x400)];
+
+/// The context to load for an operating system: its first vCPU starts, with its local APIC as firmware leaves it; the others wait for
+/// the operating system to wake them.
+pub(crate) fn after_firmware(current: &[u8], start: Start) -> io::Result<Vec<u8>> {
+    let mut bytes = initial(current, std::iter::once(start));
+    bytes.truncate(bytes.len() - descriptor(END, 0, 0).len());
+    let mut rest = current;
+    while let Some((code, instance, all)) = record(rest) {
+        if (code, instance) == (LAPIC_REGS, 0) {
+            let mut all = all.to_vec();
+            for (register, value) in VIRTUAL_WIRE {
+                let place = all.get_mut(8 + register..12 + register);
+                place
+                    .ok_or_else(|| io::Error::other("the local APIC's record is too short"))?
+                    .copy_from_slice(&value.to_le_bytes());
+            }
+            bytes.extend(all);
+            bytes.extend(descriptor(END, 0, 0));
+            return Ok(bytes);
+        }
+        rest = rest.get(all.len()..).unwrap_or_default();
+    }
+    Err(io::Error::other("the domain has no local APIC"))
 }
 
 #[cfg(test)]
@@ -120,6 +180,51 @@ mod tests {
             bytes[24 + 8 + CPU_SIZE as usize + 2],
             1,
             "the second instance"
+        );
+    }
+
+    #[test]
+    fn a_vcpu_is_where_it_starts() {
+        let start = |rip| Start {
+            rip,
+            cr3: rip + 1,
+            ..Start::default()
+        };
+        let header = [descriptor(1, 0, 16), vec![0; 16]].concat();
+        let bytes = initial(&header, [start(0x1000), start(0x2000)].into_iter());
+        for (vcpu, rip) in [(0, 0x1000), (1, 0x2000)] {
+            let cr3 = rip + 1;
+            assert_eq!(place(&bytes, vcpu), Some(Place { rip, cr3 }));
+        }
+        assert_eq!(place(&bytes, 2), None);
+        assert_eq!(place(&bytes[..100], 0), None);
+    }
+
+    #[test]
+    fn an_operating_system_gets_one_vcpu_with_its_apic_on() {
+        let mut current = descriptor(1, 0, 16);
+        current.extend([7; 16]);
+        for instance in [1_u8, 0] {
+            current.extend(descriptor(LAPIC_REGS, instance.into(), 1024));
+            current.extend([instance; 1024]);
+        }
+        let bytes = after_firmware(&current, Start::default()).unwrap();
+        let apic = 24 + 8 + CPU_SIZE as usize;
+        assert_eq!(bytes.len(), apic + 8 + 1024 + 8);
+        assert_eq!(
+            record(&bytes[apic..]).map(|(code, instance, _)| (code, instance)),
+            Some((LAPIC_REGS, 0))
+        );
+        let register = |at: usize| &bytes[apic + 8 + at..][..4];
+        assert_eq!(register(0x350), 0x700_u32.to_le_bytes());
+        assert_eq!(register(0x340), [0; 4], "what firmware leaves alone");
+
+        assert!(after_firmware(&current[..24], Start::default()).is_err());
+        let short = [&descriptor(LAPIC_REGS, 0, 4)[..], &[0; 4]].concat();
+        assert!(after_firmware(&short, Start::default()).is_err());
+        assert!(
+            after_firmware(&current[..current.len() - 1], Start::default()).is_err(),
+            "cut off"
         );
     }
 }

@@ -8,10 +8,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::agent::{self, Done, FRAMES, Instr, Mailbox};
+use crate::context::{Place, Start};
 use crate::domctl::{self, Fate, Kind};
 use crate::hypercall::{Mapping, Privcmd};
 use crate::image::{self, Image};
-use crate::{context, memory};
+use crate::{context, memory, param};
 
 /// How long a vCPU may take to come up.
 const BOOT: Duration = Duration::from_secs(20);
@@ -19,6 +20,21 @@ const BOOT: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_micros(200);
 /// The vector that wakes an idle vCPU.
 const WAKE: u32 = 0x40;
+
+/// Where an operating system begins: in 64-bit mode, interrupts off.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    /// The first instruction.
+    pub rip: u64,
+    /// The stack.
+    pub rsp: u64,
+    /// What the boot protocol has in this register.
+    pub rsi: u64,
+    /// Guest-physical address of the root of the page tables.
+    pub cr3: u64,
+    /// Address of the global descriptor table: code at selector 8, data at 16.
+    pub gdt: u64,
+}
 
 /// A domain with an agent in it. Dropping it destroys the domain.
 #[derive(Debug)]
@@ -88,6 +104,83 @@ impl Guest {
         Ok(Guest {
             inner: Arc::new(inner),
         })
+    }
+
+    /// Makes a domain with memory at `frames`, in pieces of 2 MiB where they fit, and nothing in it: for whoever loads an operating
+    /// system. [`enter`](Self::enter) says where it begins, [`unpause`](Self::unpause) starts it.
+    ///
+    /// # Errors
+    /// Xen's. What was made is gone then.
+    pub fn empty(
+        xen: &Arc<Privcmd>,
+        kind: Kind,
+        frames: &[std::ops::Range<u64>],
+    ) -> io::Result<Self> {
+        let mut inner = Inner::bare(xen, kind, frames)?;
+        for part in frames {
+            memory::populate_big(xen, inner.domid, part.clone())?;
+        }
+        inner.made = true;
+        Ok(Guest {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// A domain that another process of this rig made and left behind. Dropping it destroys the domain.
+    ///
+    /// # Errors
+    /// Xen's; and that the domain is gone.
+    pub fn adopt(xen: &Arc<Privcmd>, domid: u16, vcpus: u32) -> io::Result<Self> {
+        if domctl::fate(xen, domid)? == Fate::Gone {
+            return Err(io::Error::other(format!("domain {domid} is gone")));
+        }
+        let inner = Inner {
+            xen: Arc::clone(xen),
+            domid,
+            vcpus,
+            agent: None,
+            made: true,
+        };
+        Ok(Guest {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The first vCPU is to start here; its local APIC is as firmware leaves it, and the others wait to be woken.
+    ///
+    /// # Errors
+    /// Xen's; and for a domain whose local APICs Xen does not emulate.
+    pub fn enter(&self, entry: Entry) -> io::Result<()> {
+        let Inner { xen, domid, .. } = &*self.inner;
+        let start = Start {
+            rip: entry.rip,
+            rsp: entry.rsp,
+            rsi: entry.rsi,
+            cr3: entry.cr3,
+            gdt: entry.gdt,
+            ..Start::default()
+        };
+        let current = domctl::context(xen, *domid)?;
+        let mut bytes = context::after_firmware(&current, start)?;
+        domctl::set_context(xen, *domid, &mut bytes)
+    }
+
+    /// Where a vCPU is. Pause the domain, or it is somewhere else by then.
+    ///
+    /// # Errors
+    /// Xen's; and for a vCPU that is not there.
+    pub fn place(&self, vcpu: u32) -> io::Result<Place> {
+        let context = domctl::context(&self.inner.xen, self.inner.domid)?;
+        context::place(&context, vcpu)
+            .ok_or_else(|| io::Error::other(format!("no vCPU {vcpu} in the domain's context")))
+    }
+
+    /// Sets one of the domain's parameters (`HVM_PARAM_*`).
+    ///
+    /// # Errors
+    /// Xen's.
+    pub fn set_param(&self, index: u32, value: u64) -> io::Result<()> {
+        param::set(&self.inner.xen, self.inner.domid, index, value)
     }
 
     fn with_agent(mut inner: Inner, kind: Kind) -> io::Result<Self> {

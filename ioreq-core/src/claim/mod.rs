@@ -9,8 +9,13 @@
 //! # What tracking does not see, and what it costs a guest
 //! * Writes by others than the guest's vCPUs: the device model's own (use [`Dma`](crate::server::Dma)), back ends and
 //!   grants, Xen itself. A passed-through device cannot reach a tracked page at all.
-//! * Executing from a tracked page never ends; delivering an event onto a tracked kernel stack kills the guest; accessed and
-//!   dirty bits of tracked page tables change silently.
+//! * A repeated instruction (`rep stos`, `rep movs`, which kernels clear and copy pages with) traps once for each element.
+//! * **Executing** from a tracked page never ends, and no request tells of it: the vCPU faults until the page is unmarked. Whoever
+//!   may look at its registers can find the page while nothing else comes, and untrack it; `examples/linux/src/rescue.rs` does.
+//! * **Delivering an event** onto a tracked kernel stack kills the guest. A stack of user mode, which no event is delivered onto,
+//!   can be tracked.
+//! * **Accessed and dirty bits** of tracked page tables are set by the processor and by Xen without a trap; what the guest itself
+//!   writes to its page tables does trap.
 //! * A locked read-modify-write reads RAM, computes, and traps with the final value: with two vCPUs an update can be lost.
 //! * A store over the end of an untracked page into a tracked one, while the first of the two comes to be tracked, costs the guest
 //!   its life: Xen finds another access when it executes the store again, and marking cannot wait for it.

@@ -93,6 +93,9 @@ pub(crate) struct Boot<'a> {
     /// Of the machine, in MiB.
     memory: u32,
     programs: Vec<(String, PathBuf)>,
+    files: Vec<(String, Vec<u8>)>,
+    /// Features of the processor, beside [`CPU`]'s.
+    features: &'static str,
     job: String,
 }
 
@@ -104,6 +107,8 @@ impl<'a> Boot<'a> {
             clock: Clock::Host,
             memory: 1536,
             programs: Vec::new(),
+            files: Vec::new(),
+            features: "",
             job: "true".into(),
         }
     }
@@ -126,6 +131,18 @@ impl<'a> Boot<'a> {
         self
     }
 
+    /// With a file, by its path without the leading `/`; its folder is one of those that the initramfs has.
+    pub(crate) fn file(mut self, name: &str, contents: Vec<u8>) -> Self {
+        self.files.push((name.into(), contents));
+        self
+    }
+
+    /// Changes features of the processor: `,-NAME` and the like.
+    pub(crate) fn features(mut self, features: &'static str) -> Self {
+        self.features = features;
+        self
+    }
+
     /// What dom0 runs: a shell script.
     pub(crate) fn job(mut self, script: &str) -> Self {
         self.job = script.into();
@@ -134,7 +151,9 @@ impl<'a> Boot<'a> {
 
     fn initramfs(&self) -> Result<PathBuf> {
         let mut archive = Archive::default();
-        for folder in ["bin", "dev", "lib", "proc", "sys", "tmp"] {
+        for folder in [
+            "bin", "dev", "guest", "lib", "lib/dom0", "mnt", "proc", "sys", "tmp",
+        ] {
             archive.folder(folder);
         }
         let mut add = |name: &str, path: &Path| -> Result<()> {
@@ -149,6 +168,9 @@ impl<'a> Boot<'a> {
         add("bin/leaks", &program::example("xen-rig", "leaks")?)?;
         for (name, path) in &self.programs {
             add(&format!("bin/{name}"), path)?;
+        }
+        for (name, contents) in &self.files {
+            archive.file(name, contents);
         }
         archive.file("init", INIT.as_bytes());
         archive.file("job", format!("{}\n", self.job).as_bytes());
@@ -174,7 +196,7 @@ impl<'a> Boot<'a> {
             command.arg("-L").arg(root.join(folder));
         }
         command
-            .args(["-M", "pc", "-cpu", CPU])
+            .args(["-M", "pc", "-cpu", &format!("{CPU}{}", self.features)])
             .args(match self.clock {
                 Clock::Host => ["-accel", "tcg,thread=multi"].as_slice(),
                 Clock::Instructions => &[

@@ -105,7 +105,7 @@ pub(super) fn said(log: &Log) -> impl Iterator<Item = &str> {
 }
 
 /// A word as the shell takes it.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
 }
 

@@ -8,6 +8,8 @@ mod bench;
 mod boot;
 mod cpio;
 mod job;
+mod linux;
+mod modules;
 mod parts;
 mod program;
 mod record;
@@ -72,10 +74,10 @@ struct Run {
     /// The version of Xen.
     #[arg(long = "xen", value_enum, default_value = "4.17")]
     release: Release,
-    /// Virtual processors of the machine: one for dom0, and one for the domain.
-    #[arg(long, default_value_t = job::PROCESSORS, value_parser = clap::value_parser!(u8).range(1..=8))]
-    smp: u8,
-    /// vCPUs of the domain.
+    /// Virtual processors of the machine. [default: 2, one for dom0 and one for the domain; 1 for linux]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
+    smp: Option<u8>,
+    /// vCPUs of the domain (of linux: an argument of its own).
     #[arg(long, default_value_t = job::VCPUS, value_parser = clap::value_parser!(u64).range(1..=16))]
     vcpus: u64,
     /// Fails unless the report (`-- --json`) shows what is promised of the main job.
@@ -111,7 +113,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         Command::Run(run) => {
             let parts = Parts::ready(run.release)?;
-            let log = job::run(&parts, run.smp, &run.example, run.vcpus, &run.arguments)?;
+            if run.example == "linux" {
+                let smp = run.smp.unwrap_or(linux::PROCESSORS);
+                return linux::run(&parts, smp, linux::Effort::FULL, &run.arguments);
+            }
+            let smp = run.smp.unwrap_or(job::PROCESSORS);
+            let log = job::run(&parts, smp, &run.example, run.vcpus, &run.arguments)?;
             match run.bars {
                 true => main_job::check_on_xen(job::said(&log)),
                 false => Ok(()),
@@ -122,14 +129,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// The suite, the backend's tests and the main job on every version, for `cargo xtask test`.
+/// The suite, the backend's tests, the main job and the Linux guest on every version, for `cargo xtask test`.
 pub(crate) fn check() -> Result<()> {
     let all = |parts: &Parts| -> Result<()> {
         suite::run(parts, PROCESSORS, None, false)?;
         programs(parts, PROCESSORS, BACKEND)?;
         let json = ["--json".to_owned()];
         let log = job::run(parts, job::PROCESSORS, "vgpu", job::VCPUS, &json)?;
-        main_job::check_on_xen(job::said(&log))
+        main_job::check_on_xen(job::said(&log))?;
+        linux::run(parts, linux::PROCESSORS, linux::Effort::SHORT, &[])
     };
     all(&Parts::ready(Release::V4_17)?)?;
     match Parts::ready(Release::V4_20) {

@@ -24,12 +24,9 @@ pub(crate) fn facade_example(name: &str) -> Result<PathBuf> {
     build(&[&package[..], &["--example", name]].concat(), name)
 }
 
-/// Builds the soak.
-pub(crate) fn soak() -> Result<PathBuf> {
-    build(
-        &["build", "--release", "-p", "soak", "--bin", "soak"],
-        "soak",
-    )
+/// Builds a program of a package, optimised.
+pub(crate) fn package_binary(package: &str, name: &str) -> Result<PathBuf> {
+    build(&["build", "--release", "-p", package, "--bin", name], name)
 }
 
 /// Builds the guest of the main job: for nothing but a vCPU, so without a C library and its start.

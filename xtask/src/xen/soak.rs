@@ -50,7 +50,7 @@ pub(crate) fn soak(
     );
     let mut boot = Boot::new(&parts, PROCESSORS)
         .memory(MEMORY)
-        .program("soak", &program::soak()?);
+        .program("soak", &program::package_binary("soak", "soak")?);
     if !alone {
         boot = boot
             .program("kills", &program::example("xen-rig", "kills")?)
