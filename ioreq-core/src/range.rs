@@ -318,3 +318,18 @@ impl fmt::Display for IoRange {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_the_wrong_way_round_are_refused() {
+        assert!(PortRange::new(5, 4).is_err() && PortRange::new(5, 5).is_ok());
+        assert!(MmioRange::new(0x1001, 0x1000).is_err());
+        assert!(MmioRange::new(u64::MAX, 0).is_err());
+        assert!(GfnRange::new(1, 0).is_err());
+        assert!(MmioRange::sized(u64::MAX, 2).is_err(), "it would go round");
+        assert!(GfnRange::sized(0x10, 0).is_err(), "none is no range");
+    }
+}

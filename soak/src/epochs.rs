@@ -18,7 +18,7 @@ use crate::tally::{Check, Tally};
 /// Quiet points, or nothing can be said of how memory rises.
 const LEAST: usize = 6;
 /// A scene in which nothing is answered for so long hangs.
-const HANGS: Duration = Duration::from_secs(90);
+const HANGS: Duration = Duration::from_secs(150);
 
 /// Runs all scenes for as long as the options say.
 pub(crate) fn run<P: Platform>(platform: &P, options: &Options) -> Result<Report, Failure> {

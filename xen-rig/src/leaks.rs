@@ -135,6 +135,31 @@ impl Leaks {
         }
     }
 
+    /// What there is of one domain, where others go on. A domain that was destroyed is given a moment to go.
+    ///
+    /// # Errors
+    /// Xen's.
+    pub fn of(xen: &Privcmd, domid: u16) -> io::Result<Self> {
+        let started = Instant::now();
+        loop {
+            let mut leaks = Leaks::default();
+            if domctl::next(xen, domid)? == Some(domid) {
+                leaks.domain(xen, domid)?;
+            }
+            leaks.ports(xen)?;
+            let of_it = |leak: &Leak| match leak {
+                Leak::Domain { .. } | Leak::Server { .. } | Leak::Marked { .. } => true,
+                Leak::Port { domid: other, .. } => *other == domid,
+            };
+            leaks.left.retain(of_it);
+            let going = |leak: &Leak| matches!(leak, Leak::Domain { zombie: true, .. });
+            if !leaks.left.iter().any(going) || started.elapsed() > GOING {
+                return Ok(leaks);
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     fn now(xen: &Privcmd) -> io::Result<Self> {
         let mut leaks = Leaks::default();
         let mut from = 1;

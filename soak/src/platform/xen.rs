@@ -151,19 +151,12 @@ impl Guest for Domain {
     }
 
     fn leaks(&self) -> Result<Option<String>, Failure> {
-        let is_gone = self.with(|_| Ok(())).is_err();
-        let of_it = |leak: &Leak| match leak {
-            Leak::Domain { domid, .. } => *domid == self.domid && is_gone,
-            Leak::Server { domid, .. } | Leak::Marked { domid, .. } | Leak::Port { domid, .. } => {
-                *domid == self.domid
-            }
-        };
-        let all = Leaks::look(&self.privcmd)?.left;
-        let left: Vec<String> = all
-            .iter()
-            .filter(|leak| of_it(leak))
-            .map(Leak::to_string)
-            .collect();
+        let is_there = self.with(|_| Ok(())).is_ok();
+        let all = Leaks::of(&self.privcmd, self.domid)?.left;
+        // The domain itself is there until it is dropped.
+        let itself = |leak: &&Leak| is_there && matches!(leak, Leak::Domain { .. });
+        let left = all.iter().filter(|leak| !itself(leak));
+        let left: Vec<String> = left.map(Leak::to_string).collect();
         Ok((!left.is_empty()).then(|| left.join("; ")))
     }
 }

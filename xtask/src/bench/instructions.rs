@@ -15,6 +15,8 @@ use crate::run::{cargo, root};
 const REQUESTS: u32 = 1000;
 /// How much a count may differ from the file's, in percent.
 const SLACK: f64 = 2.0;
+/// The most that a hostile vCPU may add to another's request, in percent.
+const MOST_RISE: f64 = 5.0;
 /// Kinds of requests, and the most instructions that are good enough.
 const KINDS: [(&str, f64); 5] = [
     ("page-write", 250.0),
@@ -57,10 +59,11 @@ pub(crate) fn check() -> Result<()> {
 pub(crate) fn run(record: bool) -> Result<()> {
     let program = build()?;
     let dir = tempfile::tempdir()?;
-    let empty = count(&program, "empty", dir.path())?;
+    let count = |kind: &str| count(&program, &[kind], dir.path());
+    let empty = count("empty")?;
     let mut counts = Counts::new();
     for (kind, _) in KINDS {
-        let all = count(&program, kind, dir.path())?;
+        let all = count(kind)?;
         let each = all.checked_sub(empty).filter(|rest| *rest > 0);
         let each =
             each.ok_or_else(|| anyhow!("{kind}: {all} instructions, {empty} without requests"))?;
@@ -90,6 +93,7 @@ pub(crate) fn run(record: bool) -> Result<()> {
         println!("{kind:12} {now:8.1} {before:9.1} {goal:6.0}{met}");
     }
     println!();
+    beside_hostile(&program, &counts, dir.path())?;
     if rustc != recorded.rustc {
         println!(
             "NOT COMPARED: recorded with {}, but this is {rustc}, which makes another program of the same source",
@@ -102,6 +106,36 @@ pub(crate) fn run(record: bool) -> Result<()> {
         bail!(
             "{}: changed by more than {SLACK} %; if it is meant, run `cargo xtask bench --instructions --record`, and \
              name old count, new count and reason in the commit",
+            wrong.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// What a request costs while another vCPU of the same worker makes a hostile one beside it: no more than it does alone, nearly.
+fn beside_hostile(program: &Path, counts: &Counts, dir: &Path) -> Result<()> {
+    let hostile = count(program, &["hostile"], dir)?;
+    let mut wrong = Vec::new();
+    println!("{:12} {:>8} beside a hostile vCPU", "", "rise");
+    for (kind, _) in KINDS {
+        let both = count(program, &[kind, "--beside-hostile"], dir)?;
+        let empty = count(program, &["empty"], dir)?;
+        let own = both
+            .checked_sub(hostile)
+            .with_context(|| format!("{kind}: {both} instructions, {hostile} of them hostile"))?;
+        #[allow(clippy::cast_precision_loss, reason = "some millions at most")]
+        let own = (own as f64 - empty as f64) / f64::from(REQUESTS);
+        let alone = counts.get(kind).copied().unwrap_or(f64::NAN);
+        let rise = 100.0 * (own / alone - 1.0);
+        println!("{kind:12} {rise:+7.1} %");
+        if rise.is_nan() || rise > MOST_RISE {
+            wrong.push(format!("{kind} {alone} → {own:.1}"));
+        }
+    }
+    println!();
+    if !wrong.is_empty() {
+        bail!(
+            "beside a hostile vCPU a request takes more than {MOST_RISE} % more instructions: {}",
             wrong.join(", ")
         );
     }
@@ -150,14 +184,16 @@ fn build() -> Result<PathBuf> {
 }
 
 /// Instructions inside the windows of one run.
-fn count(program: &Path, kind: &str, dir: &Path) -> Result<u64> {
-    let out = dir.join(kind);
+fn count(program: &Path, what: &[&str], dir: &Path) -> Result<u64> {
+    let kind = what.join(" ");
+    let out = dir.join(kind.replace(' ', ""));
     let mut valgrind = Command::new("valgrind");
     valgrind
         .args(["--quiet", "--tool=callgrind", "--collect-atstart=no"])
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(program)
-        .args([kind, "--requests", &REQUESTS.to_string()]);
+        .args(what)
+        .args(["--requests", &REQUESTS.to_string()]);
     let output = valgrind
         .output()
         .context("cannot run valgrind: install the package valgrind")?;

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A guest that has its slot in its hands, in one thread, so that every look is known: what it costs others, and what becomes of what
+//! it asks. Slots that are rewritten while they are served are `server_loops.rs`'s, the soak's and the fuzz targets'.
+
+use std::sync::atomic::Ordering;
+
+use ioreq::handler::{Access, Context, Handler, ReadOutcome, WriteOutcome};
+use ioreq::server::{IoreqServer, Workers};
+use ioreq::sim::{Domain, DomainConfig, HostileSlots, Machine, SimHypervisor};
+use ioreq::{GuestRam, MmioRange, VcpuId, Width, abi};
+use vm_memory::GuestAddress;
+
+const MMIO: u64 = 0xe000_0000;
+/// Beyond the guest's 16 MiB.
+const NOWHERE: u64 = 0x4000_0000;
+
+/// Reads give 7.
+struct Seven;
+
+impl Handler for Seven {
+    fn read(&self, _: &Context<'_>, _: Access) -> ReadOutcome {
+        7.into()
+    }
+    fn write(&self, _: &Context<'_>, _: Access, _: u64) -> WriteOutcome {
+        WriteOutcome::Done
+    }
+}
+
+struct Rig {
+    domain: Domain,
+    server: IoreqServer<SimHypervisor>,
+    slots: HostileSlots,
+}
+
+/// A request: type, flags, address, data, count, size.
+type Raw = (u8, u8, u64, u64, u32, u32);
+
+impl Rig {
+    fn new(vcpus: u32) -> Self {
+        let domain = Machine::new()
+            .create_domain(DomainConfig::new(vcpus))
+            .unwrap();
+        let server = IoreqServer::builder(domain.hypervisor());
+        let server = server.workers(Workers::Count(1)).build().unwrap();
+        let mmio = MmioRange::sized(MMIO, 0x1000).unwrap();
+        server.route("seven", mmio, Seven).unwrap();
+        let slots = domain.hostile().slots(server.id()).unwrap();
+        Rig {
+            domain,
+            server,
+            slots,
+        }
+    }
+
+    fn ask(&self, vcpu: u32, (kind, flags, addr, data, count, size): Raw) {
+        let slot = self.slots.slot(VcpuId(vcpu)).unwrap();
+        slot.addr.store(addr, Ordering::Relaxed);
+        slot.data.store(data, Ordering::Relaxed);
+        slot.count.store(count, Ordering::Relaxed);
+        slot.size.store(size, Ordering::Relaxed);
+        slot.kind.store(kind, Ordering::Relaxed);
+        slot.flags
+            .store(flags | abi::STATE_IOREQ_READY, Ordering::Release);
+    }
+
+    /// What a vCPU finds: None unless it is answered.
+    fn answer(&self, vcpu: u32) -> Option<u64> {
+        let slot = self.slots.slot(VcpuId(vcpu)).unwrap();
+        let state = slot.flags.load(Ordering::Acquire) & abi::IOREQ_STATE_MASK;
+        (state == abi::STATE_IORESP_READY).then(|| slot.data.load(Ordering::Relaxed))
+    }
+
+    fn word(&self, addr: u64) -> u64 {
+        self.domain
+            .memory()
+            .load(GuestAddress(addr), Width::B4)
+            .unwrap()
+    }
+}
+
+const READ: Raw = (abi::IOREQ_TYPE_COPY, abi::IOREQ_DIR_READ, MMIO, 0, 1, 4);
+
+/// Three hostile vCPUs with the longest requests that there are, READY again as soon as they are answered, and one with a single
+/// read: it is answered in the same look, whatever the others ask.
+#[test]
+fn each_vcpu_has_one_request_a_look() {
+    let rig = Rig::new(4);
+    for turn in 0..100_u32 {
+        for hostile in [0, 1, 3] {
+            let longest = (
+                abi::IOREQ_TYPE_COPY,
+                abi::IOREQ_DATA_IS_PTR,
+                MMIO,
+                NOWHERE,
+                4096,
+                1,
+            );
+            let absurd = (abi::IOREQ_TYPE_PIO, 0, u64::MAX, 0, u32::MAX, 8);
+            rig.ask(hostile, if turn % 2 == 0 { longest } else { absurd });
+        }
+        rig.ask(2, READ);
+        assert_eq!(rig.server.poll().unwrap(), 4);
+        assert_eq!(rig.answer(2), Some(7), "turn {turn}");
+    }
+    let stats = rig.server.stats();
+    assert_eq!(stats.malformed, 150);
+    assert_eq!(
+        stats.notifies, 400,
+        "one system call a request, whoever makes it"
+    );
+}
+
+/// Elements whose data is nowhere are dropped; those that are somewhere are done.
+#[test]
+fn data_outside_memory_is_dropped_and_counted() {
+    let rig = Rig::new(1);
+    let flags = abi::IOREQ_DIR_READ | abi::IOREQ_DATA_IS_PTR;
+    rig.ask(0, (abi::IOREQ_TYPE_COPY, flags, MMIO, NOWHERE, 5, 4));
+    rig.server.poll().unwrap();
+    assert!(rig.answer(0).is_some());
+    assert_eq!(rig.server.stats().data_faults, 5);
+    // The last two of them end beyond memory.
+    let end = 0x100_0000 - 12;
+    rig.ask(0, (abi::IOREQ_TYPE_COPY, flags, MMIO, end, 5, 4));
+    rig.server.poll().unwrap();
+    assert_eq!(rig.server.stats().data_faults, 7);
+    assert_eq!([0, 4, 8].map(|at| rig.word(end + at)), [7; 3]);
+    // A pointer that goes round the end of all addresses is no request.
+    rig.ask(0, (abi::IOREQ_TYPE_COPY, flags, MMIO, u64::MAX - 7, 5, 4));
+    rig.server.poll().unwrap();
+    assert!(rig.answer(0).is_some());
+    assert_eq!(
+        (rig.server.stats().data_faults, rig.server.stats().malformed),
+        (7, 1)
+    );
+}
+
+/// Writes to memory that nobody tracks are the guest's own; requests of types that there are not are answered.
+#[test]
+fn stale_and_odd_requests_are_answered_and_counted() {
+    let rig = Rig::new(1);
+    rig.ask(0, (abi::IOREQ_TYPE_COPY, 0, 0x5004, 0x1234, 1, 4));
+    rig.server.poll().unwrap();
+    assert!(rig.answer(0).is_some());
+    assert_eq!(
+        (rig.word(0x5004), rig.server.stats().stale_writes),
+        (0x1234, 1)
+    );
+    for kind in [3, 4, 6, 9, 200] {
+        rig.ask(0, (kind, abi::IOREQ_DIR_READ, MMIO, 0, 1, 4));
+        rig.server.poll().unwrap();
+        assert_eq!(rig.answer(0), Some(u64::MAX), "type {kind}");
+    }
+    rig.ask(
+        0,
+        (abi::IOREQ_TYPE_COPY, abi::IOREQ_DIR_READ, NOWHERE, 0, 1, 4),
+    );
+    rig.server.poll().unwrap();
+    assert_eq!(rig.answer(0), Some(0xffff_ffff), "nobody's");
+    let stats = rig.server.stats();
+    assert_eq!((stats.unknown, stats.unclaimed), (5, 1));
+}
