@@ -40,29 +40,40 @@ pub(crate) fn run<P: Platform>(platform: &P, options: &Options) -> Result<Report
         scope.spawn(|| watch(&scenes, &pulses, &next, options, &over));
         // The first epoch warms up: what is made once is there when counting begins.
         loop {
-            let until = Instant::now() + options.epoch();
-            thread::scope(|scope| {
-                for ((scene, pulse), next) in scenes.iter().zip(&pulses).zip(&next) {
-                    let (tally, wrong) = (&tally, &wrong);
-                    scope.spawn(move || {
-                        let once = options.round.is_some();
-                        let of = |round| {
-                            Round::new(platform, *scene, round, options, tally, pulse, until)
-                        };
-                        if let Err((round, why)) = rounds(*scene, next, until, once, of) {
-                            let again = again(options, *scene, round);
-                            let what =
-                                format!("{}, round {round}: {why}\n  again: {again}", scene.name());
-                            eprintln!("soak: {what}");
-                            wrong
-                                .lock()
-                                .unwrap_or_else(PoisonError::into_inner)
-                                .push(what);
-                        }
-                        pulse.rest();
-                    });
+            let epoch = Instant::now() + options.epoch();
+            // Who has its turn has all of it.
+            let until = |turn: bool| {
+                if turn {
+                    Instant::now() + options.epoch()
+                } else {
+                    epoch
                 }
-            });
+            };
+            let one = |at: usize, turn: bool| {
+                let (scene, pulse) = (scenes[at], &pulses[at]);
+                let once = turn || options.round.is_some();
+                let of =
+                    |round| Round::new(platform, scene, round, options, &tally, pulse, until(turn));
+                if let Err((round, why)) = rounds(scene, &next[at], epoch, once, of) {
+                    let again = again(options, scene, round);
+                    let what = format!("{}, round {round}: {why}\n  again: {again}", scene.name());
+                    eprintln!("soak: {what}");
+                    wrong
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push(what);
+                }
+                pulse.rest();
+            };
+            match platform.takes_turns() {
+                true => (0..scenes.len()).for_each(|at| one(at, true)),
+                false => thread::scope(|scope| {
+                    let one = &one;
+                    (0..scenes.len()).for_each(|at| {
+                        scope.spawn(move || one(at, false));
+                    });
+                }),
+            }
             match quiet(platform, &gauges) {
                 Ok(gauge) => {
                     println!(

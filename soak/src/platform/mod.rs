@@ -32,6 +32,11 @@ pub(crate) trait Platform: Sync + 'static {
     /// How many instructions a program has at most.
     fn program_len(&self) -> usize;
 
+    /// Whether scenes take turns: where one processor does everything, all at once would be none.
+    fn takes_turns(&self) -> bool {
+        false
+    }
+
     /// How long a round goes on.
     fn round_length(&self) -> Duration;
 

@@ -62,6 +62,10 @@ impl Platform for Xen {
         32
     }
 
+    fn takes_turns(&self) -> bool {
+        true
+    }
+
     fn round_length(&self) -> Duration {
         Duration::from_secs(5)
     }

@@ -105,8 +105,12 @@ pub(super) fn round<P: Platform>(round: &Round<'_, P>) -> Result<(), Failure> {
             }
             _ => {}
         }
-        let directed = director.direct(&writers);
+        let mut directed = director.direct(&writers);
         stop.store(true, Ordering::Relaxed);
+        while directed.is_ok() && !writers.iter().all(ScopedJoinHandle::is_finished) {
+            directed = director.is_served();
+            thread::sleep(Duration::from_millis(1));
+        }
         if directed.is_err() {
             // Nobody may be there to answer.
             guest.destroy();
@@ -175,6 +179,7 @@ impl<P: Platform> Director<'_, P> {
     fn direct<T>(&mut self, writers: &[ScopedJoinHandle<'_, T>]) -> Result<(), Failure> {
         while !self.round.is_over() {
             self.act()?;
+            self.is_served()?;
             nap(&mut self.random, 3000);
             // A writer that ends early has something to say.
             if writers.iter().any(ScopedJoinHandle::is_finished) {
@@ -182,6 +187,14 @@ impl<P: Platform> Director<'_, P> {
             }
         }
         Ok(())
+    }
+
+    /// Nothing that was done to the server ended its service.
+    fn is_served(&mut self) -> Result<(), Failure> {
+        match self.running.take_if(|running| running.is_finished()) {
+            Some(ended) => Err(format!("the service ended: {:?}", ended.wait()?).into()),
+            None => Ok(()),
+        }
     }
 
     fn act(&mut self) -> Result<(), Failure> {

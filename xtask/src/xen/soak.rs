@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The soak in dom0 of a real Xen, with what else can go on there: servers' processes that are killed, and the main job.
+//! The soak in dom0 of a real Xen, and after it what else can be had there: servers' processes that are killed, and the main job.
 
 use std::time::Duration;
 
@@ -20,14 +20,11 @@ const MEMORY: u32 = 2560;
 /// How long nothing may be said.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// Beside the soak, until it ends: kills, and the main job's guest, again and again. A failure of either is one of all.
-const BESIDE: &str = "
-(while kill -0 $S 2>/dev/null; do /bin/kills || touch /failed; done) & K=$!
-(while kill -0 $S 2>/dev/null; do /bin/run_guest --image /bin/guest --vcpus 2 FRAMES -- \
- /bin/vgpu --hypervisor xen --vcpus 2 --submissions 40 --rounds 80 || touch /failed; done) & J=$!
-";
+/// After the soak, in the same boot: kills, and the main job's guest.
+const AFTER: &str = " && /bin/kills && /bin/run_guest --image /bin/guest --vcpus 2 FRAMES -- \
+ /bin/vgpu --hypervisor xen --vcpus 2 --submissions 40 --rounds 80";
 
-/// Boots and soaks; `alone` without anything beside it.
+/// Boots and soaks; `alone` without anything after it.
 pub(crate) fn soak(
     release: Release,
     (name, value): (&str, &str),
@@ -39,13 +36,12 @@ pub(crate) fn soak(
         .iter()
         .map(|part| format!("--frames {part}"))
         .collect();
-    let beside = match alone {
-        true => "K= J=".to_owned(),
-        false => BESIDE.replace("FRAMES", &frames.join(" ")),
+    let after = match alone {
+        true => String::new(),
+        false => AFTER.replace("FRAMES", &frames.join(" ")),
     };
     let job = format!(
-        "{name}={value} /bin/soak --hypervisor xen {} & S=$!\n{beside}\nwait $S; R=$?\nwait $K $J\n\
-         [ ! -e /failed ] && [ $R = 0 ]",
+        "{name}={value} /bin/soak --hypervisor xen {}{after}",
         options.join(" ")
     );
     let mut boot = Boot::new(&parts, PROCESSORS)
