@@ -4,11 +4,13 @@
 //! it asks. Slots that are rewritten while they are served are `server_loops.rs`'s, the soak's and the fuzz targets'.
 
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, mpsc};
+use std::time::Duration;
 
 use ioreq::handler::{Access, Context, Handler, ReadOutcome, WriteOutcome};
-use ioreq::server::{IoreqServer, Workers};
+use ioreq::server::{Exit, IoreqServer, Workers};
 use ioreq::sim::{Domain, DomainConfig, HostileSlots, Machine, SimHypervisor};
-use ioreq::{GuestRam, MmioRange, VcpuId, Width, abi};
+use ioreq::{GuestRam, MmioRange, PortRange, VcpuId, Width, abi};
 use vm_memory::GuestAddress;
 
 const MMIO: u64 = 0xe000_0000;
@@ -160,4 +162,47 @@ fn stale_and_odd_requests_are_answered_and_counted() {
     assert_eq!(rig.answer(0), Some(0xffff_ffff), "nobody's");
     let stats = rig.server.stats();
     assert_eq!((stats.unknown, stats.unclaimed), (5, 1));
+}
+
+/// Does not answer before it is let go.
+struct Holds(Mutex<(mpsc::Sender<()>, mpsc::Receiver<()>)>);
+
+impl Handler for Holds {
+    fn read(&self, _: &Context<'_>, _: Access) -> ReadOutcome {
+        let both = self.0.lock().unwrap();
+        both.0.send(()).unwrap();
+        both.1.recv().unwrap();
+        9.into()
+    }
+    fn write(&self, _: &Context<'_>, _: Access, _: u64) -> WriteOutcome {
+        WriteOutcome::Done
+    }
+}
+
+/// Who polls, or waits for pages to be unmarked, may be in the middle of it when workers start: they wait for their turn.
+#[test]
+fn workers_that_start_while_somebody_polls_serve_after_that() {
+    let rig = Rig::new(2);
+    let ((entered, is_in), (let_go, wait)) = (mpsc::channel(), mpsc::channel());
+    let holds = Holds(Mutex::new((entered, wait)));
+    let port = PortRange::new(0x500, 0x500).unwrap();
+    rig.server.route("holds", port, holds).unwrap();
+    rig.ask(
+        0,
+        (abi::IOREQ_TYPE_PIO, abi::IOREQ_DIR_READ, 0x500, 0, 1, 1),
+    );
+    let running = std::thread::scope(|scope| {
+        let polls = scope.spawn(|| rig.server.poll().unwrap());
+        is_in.recv().unwrap();
+        let running = rig.server.start().unwrap();
+        // Long enough for a worker that would give up.
+        std::thread::sleep(Duration::from_millis(30));
+        let_go.send(()).unwrap();
+        assert_eq!(polls.join().unwrap(), 1);
+        running
+    });
+    assert_eq!(rig.answer(0), Some(9));
+    let guest = rig.domain.spawn(VcpuId(1), |cpu| cpu.load32(MMIO));
+    assert_eq!(guest.unwrap().join().unwrap(), 7);
+    assert_eq!(running.stop().unwrap(), Exit::Stopped);
 }

@@ -11,6 +11,7 @@ mod main_job;
 mod mutants;
 mod packages;
 mod run;
+mod sanitize;
 mod soak;
 mod source;
 mod test;
@@ -41,6 +42,8 @@ enum Command {
     Mutants(mutants::Args),
     /// Fuzz targets, each for some time from its seeds; which lines those reach.
     Fuzz(fuzz::Args),
+    /// The stress tests under ThreadSanitizer and AddressSanitizer.
+    Sanitize(sanitize::Args),
     /// Churn of everything at once, with invariants checked all along.
     Soak(soak::Args),
     /// A real Xen in QEMU.
@@ -54,6 +57,7 @@ fn main() -> Result<()> {
         Command::Bench(args) => bench::run(&args),
         Command::Mutants(args) => mutants::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Sanitize(args) => sanitize::run(&args),
         Command::Soak(args) => soak::run(&args),
         Command::Xen(args) => xen::run(&args),
     }

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::core::{Core, unserved};
 use super::exit::Exit;
@@ -12,6 +13,7 @@ use crate::error::{Error, ErrorKind, Op, Result};
 use crate::handler::scope;
 use crate::hypervisor::Hypervisor;
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::nap;
 
 /// What the threads share.
 #[derive(Debug, Default)]
@@ -85,9 +87,21 @@ impl<H: Hypervisor> Running<H> {
                 move |core, stop| {
                     let group = core.groups.get(index)?;
                     // Held while the worker runs: nobody else serves this group then.
-                    let Some(mut group) = unserved(group) else {
-                        let err = core.error(Op::Serve, ErrorKind::StillInUse);
-                        return Some(Exit::Failed(err.about("somebody serves the group already")));
+                    let mut group = loop {
+                        if let Some(group) = unserved(group) {
+                            break group;
+                        }
+                        // Relaxed: a look that comes too early comes again.
+                        if core.running.load(Ordering::Relaxed) > 1 {
+                            let err = core.error(Op::Serve, ErrorKind::StillInUse);
+                            let err = err.about("somebody serves the group already");
+                            return Some(Exit::Failed(err));
+                        }
+                        // Somebody who polls, or waits for pages to be unmarked, is in the middle of a pass.
+                        if stop.is_set() {
+                            return None;
+                        }
+                        nap(Duration::from_micros(50));
                     };
                     group.work(core, stop)
                 },

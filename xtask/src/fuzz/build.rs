@@ -33,6 +33,11 @@ pub(crate) struct Nightly {
 }
 
 impl Nightly {
+    /// The machine that it builds for.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
     /// # Errors
     /// What is missing.
     pub(crate) fn find() -> Result<Self> {
