@@ -21,7 +21,10 @@ const PORTS: u64 = 8;
 const IRQ: u8 = 4;
 /// Line control: the first two registers are the divisor.
 const DIVISOR: u8 = 1 << 7;
-/// Interrupt identification: the transmitter is empty.
+/// Interrupt enable: when the transmitter is empty.
+const WHEN_EMPTY: u8 = 2;
+/// Interrupt identification: nothing; the transmitter is empty.
+const NOTHING: u8 = 1;
 const TRANSMITTER_EMPTY: u8 = 2;
 
 /// An edge on the line: up and down again. What the 16550 of `vm-superio` tells is that there is news, not a level.
@@ -72,7 +75,8 @@ impl Console {
         }
     }
 
-    /// As it was, with an empty transmitter: the guest may wait for the interrupt that says so.
+    /// As it was, with an empty transmitter: a guest that has that interrupt enabled may wait for it, so it comes. Where it is not enabled, it
+    /// must not be pending: `vm-superio` would take it for told already when the guest enables it.
     pub(crate) fn restore(
         &self,
         saved: SavedConsole,
@@ -83,7 +87,10 @@ impl Console {
             baud_divisor_low: saved.divisor.0,
             baud_divisor_high: saved.divisor.1,
             interrupt_enable: saved.interrupt_enable,
-            interrupt_identification: TRANSMITTER_EMPTY,
+            interrupt_identification: match saved.interrupt_enable & WHEN_EMPTY {
+                0 => NOTHING,
+                _ => TRANSMITTER_EMPTY,
+            },
             line_control: saved.line_control,
             modem_control: saved.modem_control,
             scratch: saved.scratch,

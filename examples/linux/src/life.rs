@@ -29,6 +29,9 @@ use crate::script::{Listener, Script};
 /// After so long without a request while pages are tracked, a vCPU's place is looked up.
 const QUIET: Duration = Duration::from_millis(50);
 
+/// How often a sign of life is given.
+const TELL: Duration = Duration::from_secs(30);
+
 /// What the guest is told that it has.
 fn devices() -> Devices {
     Devices {
@@ -202,9 +205,16 @@ fn guard(
     vcpus: u32,
     on: Receiver<()>,
 ) {
-    let mut before = 0;
+    let (mut before, mut told) = (0, Instant::now());
     while let Err(RecvTimeoutError::Timeout) = on.recv_timeout(QUIET) {
         let requests = board.server().stats().requests();
+        if told.elapsed() > TELL {
+            told = Instant::now();
+            println!(
+                "linux-dm: at work: {requests} requests; disk {}",
+                board.disk().stats()
+            );
+        }
         let WatcherStats {
             marked, unmarked, ..
         } = board.watcher().stats();

@@ -69,6 +69,22 @@ fn a_guest_notices_nothing_of_it() {
 }
 
 #[test]
+fn a_console_that_was_silent_prints_again() {
+    let rig = Rig::new();
+    let kept = kept(&rig);
+    rig.run(|cpu| cpu.outb(0x3f9, 1));
+    let rig = rig.replaced(last(&kept));
+    assert!(
+        rig.domain.injected().is_empty(),
+        "nobody waits for anything"
+    );
+    // A driver that has something to print enables the interrupt, and prints when it comes.
+    rig.run(|cpu| cpu.outb(0x3f9, 3));
+    let edge = |asserted| Injected::Isa { irq: 4, asserted };
+    assert_eq!(rig.domain.injected(), [edge(true), edge(false)]);
+}
+
+#[test]
 fn what_a_guest_relies_on_is_kept_before_it_goes_on() {
     let rig = Rig::new();
     let kept = kept(&rig);
