@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! `cargo xtask sanitize`: the stress tests under ThreadSanitizer and AddressSanitizer, with a nightly compiler and a standard library
-//! that is built for the sanitizer, too (`rust-src`). What the sanitizer may complain of is in `ci/tsan.txt`, each with a reason.
+//! that is built for the sanitizer, too (`rust-src`). No complaint is suppressed.
 
 use std::process::Command;
 
@@ -85,15 +85,10 @@ fn tests(sanitizer: Sanitizer, nightly: &Nightly, only: &[String]) -> Command {
             command.args(["--test", test]);
         }
     }
-    let suppressions = root().join("ci/tsan.txt");
     command
         .env("RUSTFLAGS", format!("-Zsanitizer={name}"))
         .env("CARGO_PROFILE_TEST_OPT_LEVEL", "1")
         .env("CARGO_PROFILE_TEST_DEBUG", "line-tables-only")
-        .env(
-            "TSAN_OPTIONS",
-            format!("suppressions={} history_size=4", suppressions.display()),
-        )
         // The toolchain is the one that `+nightly` names.
         .env_remove("RUSTUP_TOOLCHAIN");
     command
