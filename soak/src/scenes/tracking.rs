@@ -63,8 +63,10 @@ impl<H: Hypervisor> Tracking<H> {
             return bearable(self.tracker.track_each(each).map_err(Into::into), short);
         }
         while let Some(first) = pages.find(|gfn| state(*gfn) != PageState::Tracked) {
-            let same = (first..pages.end).take_while(|gfn| state(*gfn) == state(first));
-            let some = GfnRange::sized(first, same.count() as u64)?;
+            // Once: a page that is leaving may have left at the next look.
+            let of_first = state(first);
+            let same = (first + 1..pages.end).take_while(|gfn| state(*gfn) == of_first);
+            let some = GfnRange::sized(first, 1 + same.count() as u64)?;
             bearable(
                 self.tracker.track(some, self.handler()).map_err(Into::into),
                 short,
