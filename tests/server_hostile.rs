@@ -4,13 +4,17 @@
 //! it asks. Slots that are rewritten while they are served are `server_loops.rs`'s, the soak's and the fuzz targets'.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use ioreq::handler::{Access, Context, Handler, ReadOutcome, WriteOutcome};
+use ioreq::claim::PageTracker;
+use ioreq::handler::{
+    Access, Batch, BatchOutcome, Context, Handler, PageHandler, PageOutcome, PageWrite,
+    ReadOutcome, WriteOutcome,
+};
 use ioreq::server::{Exit, IoreqServer, Workers};
 use ioreq::sim::{Domain, DomainConfig, HostileSlots, Machine, SimHypervisor};
-use ioreq::{GuestRam, MmioRange, PortRange, VcpuId, Width, abi};
+use ioreq::{Gfn, GuestRam, MmioRange, PortRange, VcpuId, Width, abi};
 use vm_memory::GuestAddress;
 
 const MMIO: u64 = 0xe000_0000;
@@ -199,10 +203,63 @@ fn workers_that_start_while_somebody_polls_serve_after_that() {
         std::thread::sleep(Duration::from_millis(30));
         let_go.send(()).unwrap();
         assert_eq!(polls.join().unwrap(), 1);
+        assert!(!running.is_finished(), "the service ended");
         running
     });
     assert_eq!(rig.answer(0), Some(9));
     let guest = rig.domain.spawn(VcpuId(1), |cpu| cpu.load32(MMIO));
     assert_eq!(guest.unwrap().join().unwrap(), 7);
     assert_eq!(running.stop().unwrap(), Exit::Stopped);
+}
+
+/// Takes whatever it is given, in batches.
+struct Greedy;
+
+impl Handler for Greedy {
+    fn read(&self, _: &Context<'_>, _: Access) -> ReadOutcome {
+        0.into()
+    }
+    fn write(&self, _: &Context<'_>, _: Access, _: u64) -> WriteOutcome {
+        WriteOutcome::Done
+    }
+    fn write_batch(&self, _: &Context<'_>, _: &Batch, _: &[u64]) -> BatchOutcome {
+        BatchOutcome::Done
+    }
+}
+
+/// Lets every write through.
+struct Through;
+
+impl PageHandler for Through {
+    fn write(&self, _: &Context<'_>, _: &PageWrite<'_>) -> PageOutcome {
+        PageOutcome::Apply
+    }
+}
+
+/// Xen sends writes to tracked pages one by one. A slot may say that many go to a device's range that lies over one: those that begin
+/// in the page, and those that end in it, are the page's all the same.
+#[test]
+fn repeated_writes_to_a_tracked_page_below_a_device_are_the_pages() {
+    let rig = Rig::new(1);
+    let over = MmioRange::sized(0x1_0000, 0x3000).unwrap();
+    rig.server.route("over", over, Greedy).unwrap();
+    let claim = rig.server.claim_mem_type().unwrap();
+    let tracker = claim.tracker("page");
+    tracker.track(Gfn(0x11).into(), Arc::new(Through)).unwrap();
+    let (copy, down) = (abi::IOREQ_TYPE_COPY, abi::IOREQ_DF);
+    for (at, flags, writes) in [
+        (0x1_1010, 0, 5),
+        (0x1_1040, down, 5),
+        (0x1_0ff8, 0, 3),
+        (0x1_2008, down, 2),
+    ] {
+        let before = tracker.stats().writes;
+        rig.ask(0, (copy, flags, at, 6, 5, 4));
+        rig.server.poll().unwrap();
+        assert_eq!(tracker.stats().writes - before, writes, "{at:#x}");
+    }
+    assert_eq!(
+        [0x1_1020, 0x1_1030, 0x1_1008, 0x1_1ff8].map(|at| rig.word(at)),
+        [6; 4]
+    );
 }
