@@ -236,6 +236,32 @@ impl PageHandler for Through {
     }
 }
 
+/// A device's range may lie over a page that is tracked: a guest's single writes and its repeated ones are the page's.
+#[test]
+fn a_tracked_page_comes_before_a_device_over_it() {
+    let domain = Machine::new().create_domain(DomainConfig::new(1)).unwrap();
+    let server = IoreqServer::builder(domain.hypervisor()).build().unwrap();
+    let over = MmioRange::sized(0x1_0000, 0x3000).unwrap();
+    server.route("over", over, Greedy).unwrap();
+    let claim = server.claim_mem_type().unwrap();
+    let tracker = claim.tracker("page");
+    tracker.track(Gfn(0x11).into(), Arc::new(Through)).unwrap();
+    let running = server.start().unwrap();
+    let guest = domain.spawn(VcpuId(0), |cpu| {
+        cpu.store32(0x1_1000, 1)?;
+        cpu.rep_stos(0x1_1010, Width::B4, 2, 5)?;
+        cpu.set_df(true);
+        cpu.rep_stos(0x1_1034, Width::B4, 3, 2)
+    });
+    guest.unwrap().join().unwrap();
+    running.stop().unwrap();
+    let words = [0x000, 0x010, 0x020, 0x030, 0x034].map(|at| {
+        let at = GuestAddress(0x1_1000 + at);
+        domain.memory().load(at, Width::B4).unwrap()
+    });
+    assert_eq!((words, tracker.stats().writes), ([1, 2, 2, 3, 3], 8));
+}
+
 /// Xen sends writes to tracked pages one by one. A slot may say that many go to a device's range that lies over one: those that begin
 /// in the page, and those that end in it, are the page's all the same.
 #[test]

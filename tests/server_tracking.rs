@@ -7,13 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ioreq::claim::{MemTypeClaim, PageState, PageTracker, Tracker};
-use ioreq::handler::{
-    Access, Batch, BatchOutcome, Context, Handler, PageHandler, PageOutcome, PageWrite,
-    ReadOutcome, Verdict, WriteOutcome,
-};
+use ioreq::handler::{Context, PageHandler, PageOutcome, PageWrite, Verdict};
 use ioreq::server::{DmaError, IoreqServer, Workers};
 use ioreq::sim::{Domain, DomainConfig, Machine, SimHypervisor, XenVersion};
-use ioreq::{ErrorKind, Gfn, GfnRange, GuestMap, GuestRam, MmioRange, P2mType, VcpuId, Width};
+use ioreq::{ErrorKind, Gfn, GfnRange, GuestMap, GuestRam, P2mType, VcpuId, Width};
 use vm_memory::GuestAddress;
 
 const VERSIONS: [XenVersion; 2] = [XenVersion::V4_17, XenVersion::V4_20];
@@ -549,51 +546,4 @@ fn a_devices_store_reaches_the_pages_handler() {
         dma.write(GuestAddress(0x100_0000), &[1]),
         Err(DmaError::Ram(_))
     ));
-}
-
-/// Takes whatever it is given, in batches.
-struct Greedy;
-
-impl Handler for Greedy {
-    fn read(&self, _: &Context<'_>, _: Access) -> ReadOutcome {
-        0.into()
-    }
-    fn write(&self, _: &Context<'_>, _: Access, _: u64) -> WriteOutcome {
-        WriteOutcome::Done
-    }
-    fn write_batch(&self, _: &Context<'_>, _: &Batch, _: &[u64]) -> BatchOutcome {
-        BatchOutcome::Done
-    }
-}
-
-/// A device's range may lie over a page that is tracked: single writes and repeated ones alike are the page's.
-#[test]
-fn a_tracked_page_comes_before_a_device_over_it() {
-    let domain = Machine::new().create_domain(DomainConfig::new(1)).unwrap();
-    let server = IoreqServer::builder(domain.hypervisor()).build().unwrap();
-    let over = MmioRange::sized(0x1_0000, 0x3000).unwrap();
-    server.route("over", over, Greedy).unwrap();
-    let claim = server.claim_mem_type().unwrap();
-    let answer = Arc::new(Answer(AtomicU64::new(0), |_| PageOutcome::Apply));
-    let tracker = claim.tracker("pages");
-    tracker
-        .track(pages(0x11, 1), Arc::clone(&answer) as _)
-        .unwrap();
-    let running = server.start().unwrap();
-    let guest = domain.spawn(VcpuId(0), |cpu| {
-        cpu.store32(0x1_1000, 1)?;
-        cpu.rep_stos(0x1_1010, Width::B4, 2, 5)?;
-        cpu.set_df(true);
-        cpu.rep_stos(0x1_1034, Width::B4, 3, 2)
-    });
-    guest.unwrap().join().unwrap();
-    running.stop().unwrap();
-    let words = [0x000, 0x010, 0x020, 0x030, 0x034].map(|at| {
-        let at = GuestAddress(0x1_1000 + at);
-        domain.memory().load(at, Width::B4).unwrap()
-    });
-    assert_eq!(
-        (words, answer.0.load(Ordering::Relaxed)),
-        ([1, 2, 2, 3, 3], 8)
-    );
 }

@@ -2,29 +2,24 @@
 
 //! Sets everything up and runs it: server, vGPU, guest drivers. The same on every hypervisor.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use ioreq::backends::vgpu::{
-    Engine, FrameMap, HostAddr, LinearMap, OutOfSync, Pvinfo, Root, Shadow,
-};
-use ioreq::hypervisor::Interrupts;
+use ioreq::backends::vgpu::{OutOfSync, Pvinfo, Shadow};
 use ioreq::server::IoreqServer;
-use ioreq::{Gfn, GfnRange, GuestMap, GuestRam, MmioRange, Width};
-use vgpu_guest::layout::{APIC, ARENAS, CONTROL, ENGINE, LOCK, MOST_ALIVE, PVINFO, VECTOR};
+use ioreq::{GuestMap, GuestRam, MmioRange, Width};
+use vgpu_guest::layout::{ARENAS, CONTROL, ENGINE, LOCK, MOST_ALIVE, PVINFO};
 use vgpu_guest::{Done, Task};
 use vm_memory::GuestAddress;
 
-use crate::checker::{Page, Tally, walk, walk_directories};
+use crate::checker::Tally;
+use crate::host::{Frames, engine};
 use crate::options::{On, Options};
 use crate::platform::{Failure, Platform};
 use crate::report::{Report, cpu_seconds};
 use crate::witness::{Counted, Seen, Witness};
 
-/// How far host addresses are from guest addresses.
-const DISTANCE: u64 = 0x10_0000_0000;
 /// Frames that a context may take of an arena: half of them single pages, half in runs of 2 MiB.
 const PER_CONTEXT: u64 = 2048;
 
@@ -155,57 +150,6 @@ fn tasks(options: &Options, arena: u64) -> Vec<Task> {
         arena_frames: arena,
     };
     (0..options.vcpus).map(task).collect()
-}
-
-fn engine(
-    shadow: &Shadow,
-    ram: &Arc<dyn GuestRam>,
-    tally: &Arc<Tally>,
-    interrupts: Arc<dyn Interrupts>,
-) -> Result<Arc<Engine>, Failure> {
-    let (watched, tally, guest) = (shadow.clone(), Arc::clone(tally), Arc::clone(ram));
-    let host = LinearMap::new(Arc::clone(ram), DISTANCE);
-    let engine = Engine::new(shadow.clone(), Arc::new(host), Arc::clone(ram))
-        .interrupt(interrupts, APIC, VECTOR.into())
-        .observer(move |id, root| {
-            let expected = match root {
-                Root::L4(pml4) => walk(&*guest, pml4.0 << 12),
-                Root::L3(directories) => {
-                    tally.narrow.fetch_add(1, Ordering::Relaxed);
-                    let at = directories.map(|gfn| gfn.map_or(0, |gfn| gfn.0 << 12));
-                    walk_directories(&*guest, at)
-                }
-            };
-            let shown: Vec<Page> = watched
-                .mappings(id)
-                .into_iter()
-                .map(|(gpu, to)| Page {
-                    gpu,
-                    guest: if to.scratch {
-                        u64::MAX
-                    } else {
-                        to.host.0 - DISTANCE
-                    },
-                    bytes: to.size.bytes(),
-                    writable: to.writable,
-                })
-                .collect();
-            tally.compare(&expected, &shown);
-        });
-    Ok(Arc::new(engine.start()?))
-}
-
-/// The guest's frames at a fixed distance on the host. By the list of what is memory: asking for a page of each 2 MiB would map the
-/// whole aperture, of which little is used.
-struct Frames(Vec<GfnRange>);
-
-impl FrameMap for Frames {
-    fn translate(&self, first: Gfn, frames: u64) -> Option<HostAddr> {
-        let last = Gfn(first.0.checked_add(frames.checked_sub(1)?)?);
-        let inside = |part: &GfnRange| part.contains(first) && part.contains(last);
-        let at = first.start()?.0.checked_add(DISTANCE).map(HostAddr);
-        at.filter(|_| self.0.iter().any(inside))
-    }
 }
 
 fn bar(options: &Options) -> ProgressBar {

@@ -11,6 +11,7 @@
 //! program `vgpu-guest` runs: `cargo xtask xen run --example vgpu` makes both.
 
 mod checker;
+mod host;
 mod machine;
 mod model;
 mod options;

@@ -248,16 +248,13 @@ impl<'a, H: Hypervisor> Bus<'a, H> {
         let last = batch.get(batch.len.checked_sub(1)?);
         // A write to a tracked page is its handler's, whatever range lies over it. A batch is at most 512 bytes: two pages.
         let is_tracked = |addr| {
-            self.core
-                .pages
-                .find(Gfn::of(GuestAddress(addr)), self.guard)
-                .is_some()
+            let gfn = Gfn::of(GuestAddress(addr));
+            self.core.pages.find(gfn, self.guard).is_some()
         };
+        let (low, high) = (first.addr.min(last.addr), first.addr.max(last.addr));
         if !read
             && place.space() == Space::Mmio
-            && [first, last]
-                .iter()
-                .any(|end| is_tracked(end.addr) || is_tracked(end.addr + width.bytes() - 1))
+            && (is_tracked(low) || is_tracked(high + (width.bytes() - 1)))
         {
             return None;
         }

@@ -43,15 +43,13 @@ const RING_BUDGET: u32 = 511;
 /// How long a claim's pages are unmarked whose domain will never run again: what waits for one of its vCPUs waits for ever.
 const OVER_BOUND: Duration = Duration::from_millis(50);
 
-/// How long to go on unmarking when a claim ends: `bound`, unless no vCPU will run again. One that was suspended may.
-fn claim_end_bound(state: &Result<DomainState, Error>, bound: Duration) -> Duration {
+/// Whether no vCPU will run again. One that was suspended may; so may one of which nothing is known.
+fn is_over(state: &Result<DomainState, Error>) -> bool {
     use ShutdownReason::{Crash, PowerOff, Reboot, Watchdog};
-    match state {
-        Ok(DomainState::Gone | DomainState::Shutdown(PowerOff | Reboot | Crash | Watchdog)) => {
-            OVER_BOUND.min(bound)
-        }
-        _ => bound,
-    }
+    matches!(
+        state,
+        Ok(DomainState::Gone | DomainState::Shutdown(PowerOff | Reboot | Crash | Watchdog))
+    )
 }
 
 /// One server. Destroyed when the last owner lets go: the user's [`IoreqServer`](super::IoreqServer), running workers, a
@@ -320,11 +318,11 @@ impl<H: Hypervisor> Core<H> {
         let suspended = self.ledger().forget_suspended();
         drop(suspended);
         self.ledger().untrack_all(self, &leaving);
-        let least = claim_end_bound(&self.domain_state(), bound);
-        let report = self.settle_all(least);
+        let over = is_over(&self.domain_state());
+        let report = self.settle_all(if over { OVER_BOUND.min(bound) } else { bound });
         let left: u64 = self.pages.len();
         // The type's end resets what is outstanding; only a domain that runs is hurt by that.
-        if left > 0 && least == bound {
+        if left > 0 && !over {
             tracing::error!(
                 domid = %self.hv.domid(), server = %self.id, pages = left, ranges = ?report.deferred.len(),
                 "giving the memory type up with pages outstanding: the guest never stopped writing them"
@@ -550,8 +548,7 @@ mod tests {
 
     #[test]
     fn a_claim_waits_for_vcpus_that_may_run_again_and_for_no_others() {
-        let bound = Duration::from_secs(5);
-        let waits = |state| claim_end_bound(&state, bound) == bound;
+        let waits = |state| !is_over(&state);
         for reason in [
             ShutdownReason::PowerOff,
             ShutdownReason::Reboot,
@@ -566,9 +563,5 @@ mod tests {
         }
         assert!(waits(Ok(DomainState::Running)));
         assert!(waits(Err(Error::new(Op::DomainState, ErrorKind::Other))));
-        assert_eq!(
-            claim_end_bound(&Ok(DomainState::Gone), Duration::ZERO),
-            Duration::ZERO
-        );
     }
 }

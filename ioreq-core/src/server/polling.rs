@@ -410,6 +410,16 @@ mod tests {
         assert!(took < best + best / 100, "{took:?} instead of {best:?}");
     }
 
+    /// Each try costs what two requests take: of the first few hundred there are no more than five.
+    #[test]
+    fn polling_in_vain_is_given_up_soon() {
+        let mut world = World::new(LONGEST, None, 30);
+        let started = world.now.get();
+        world.sleeps(300);
+        let tries = (world.now.get() - started).saturating_sub(Duration::from_micros(30) * 300);
+        assert!(tries < Duration::from_micros(66) * 5, "{tries:?}");
+    }
+
     /// What sleeping takes is not what it took long ago.
     #[test]
     fn old_measurements_do_not_count() {

@@ -15,7 +15,7 @@ use ioreq::sim::Faults;
 use ioreq::{GuestMap, IoRange, MmioRange, Transport, VcpuId};
 
 use super::devices::{Devices, builder};
-use super::drive::{drive, drive_oddly};
+use super::drive::{drive, drive_oddly, writer};
 use super::tracking::Tracking;
 use super::{Round, joined, nap};
 use crate::Failure;
@@ -64,8 +64,7 @@ pub(super) fn round<P: Platform>(round: &Round<'_, P>) -> Result<(), Failure> {
     let (directed, writers) = thread::scope(|scope| {
         let writers: Vec<_> = (0..VCPUS - u32::from(is_odd))
             .map(|vcpu| {
-                let seed = round.random(2 + u64::from(vcpu)).u64(..);
-                let writer = Writer::new(vcpu, Style::All, seed).under_stops();
+                let writer = writer(round, vcpu, Style::All).under_stops();
                 let (guest, stop) = (&guest, &stop);
                 scope.spawn(move || drive(round, guest, writer, vcpu, stop))
             })

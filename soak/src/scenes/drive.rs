@@ -3,13 +3,34 @@
 //! A vCPU at work: program after program, each answer judged.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Scope, ScopedJoinHandle};
 
 use super::Round;
 use crate::Failure;
 use crate::oddities;
 use crate::platform::{Ended, Guest, Platform};
 use crate::tally::Check;
-use crate::writer::Writer;
+use crate::writer::{Style, Writer};
+
+/// A vCPU's writer, of the round's seed.
+pub(super) fn writer<P: Platform>(round: &Round<'_, P>, vcpu: u32, style: Style) -> Writer {
+    Writer::new(vcpu, style, round.random(2 + u64::from(vcpu)).u64(..))
+}
+
+/// Starts the first `vcpus` vCPUs, each [driven](drive) by a thread.
+pub(super) fn drive_all<'scope, P: Platform>(
+    scope: &'scope Scope<'scope, '_>,
+    round: &'scope Round<'_, P>,
+    guest: &'scope P::Guest,
+    stop: &'scope AtomicBool,
+    vcpus: u32,
+) -> Vec<ScopedJoinHandle<'scope, Result<Writer, Failure>>> {
+    let one = |vcpu| {
+        let writer = writer(round, vcpu, Style::All);
+        scope.spawn(move || drive(round, guest, writer, vcpu, stop))
+    };
+    (0..vcpus).map(one).collect()
+}
 
 /// Drives a vCPU until it is told to stop, or its domain is gone; the account it keeps.
 pub(super) fn drive<P: Platform>(

@@ -9,7 +9,7 @@ use ioreq::ShutdownReason;
 use ioreq::server::Exit;
 
 use super::devices::{Devices, builder};
-use super::drive::drive;
+use super::drive::drive_all;
 use super::tracking::Tracking;
 use super::{Round, clean, joined, nap};
 use crate::Failure;
@@ -29,14 +29,7 @@ pub(super) fn round<P: Platform>(round: &Round<'_, P>) -> Result<(), Failure> {
     let running = server.start()?;
     let stop = AtomicBool::new(false);
     let ended = thread::scope(|scope| {
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|vcpu| {
-                let writer =
-                    Writer::new(vcpu, Style::All, round.random(2 + u64::from(vcpu)).u64(..));
-                let (guest, stop) = (&guest, &stop);
-                scope.spawn(move || drive(round, guest, writer, vcpu, stop))
-            })
-            .collect();
+        let writers = drive_all(scope, round, &guest, &stop, WRITERS);
         let changed = (0..random.u8(2..20)).try_for_each(|_| {
             nap(&mut random, 3000);
             tracking.change(&mut random, false)

@@ -16,7 +16,7 @@ use ioreq::server::{IoreqServer, SavedServer};
 use ioreq::{Gfn, GuestMap};
 
 use super::devices::{Devices, builder};
-use super::drive::drive;
+use super::drive::{drive, writer};
 use super::tracking::{BOUND, Tracking};
 use super::{Round, clean, joined, nap};
 use crate::Failure;
@@ -49,11 +49,7 @@ pub(super) fn round<P: Platform>(round: &Round<'_, P>) -> Result<(), Failure> {
     let (lived, writers) = thread::scope(|scope| {
         let writers: Vec<_> = (0..WRITERS)
             .map(|vcpu| {
-                let writer = Writer::new(
-                    vcpu,
-                    Style::Twice,
-                    round.random(2 + u64::from(vcpu)).u64(..),
-                );
+                let writer = writer(round, vcpu, Style::Twice);
                 let (guest, ready, stop) = (&guest, &ready, &stop);
                 scope.spawn(move || {
                     while !ready.load(Ordering::SeqCst) && !stop.load(Ordering::SeqCst) {

@@ -8,7 +8,7 @@ use std::thread;
 use ioreq::{ErrorKind, GuestMap};
 
 use super::devices::{Devices, builder};
-use super::drive::drive;
+use super::drive::drive_all;
 use super::tracking::Tracking;
 use super::{Round, clean, joined, nap};
 use crate::Failure;
@@ -27,14 +27,7 @@ pub(super) fn round<P: Platform>(round: &Round<'_, P>) -> Result<(), Failure> {
     let running = server.start()?;
     let (stop, owners) = (AtomicBool::new(false), AtomicU64::new(0));
     let (rivals, writers) = thread::scope(|scope| {
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|vcpu| {
-                let writer =
-                    Writer::new(vcpu, Style::All, round.random(2 + u64::from(vcpu)).u64(..));
-                let (guest, stop) = (&guest, &stop);
-                scope.spawn(move || drive(round, guest, writer, vcpu, stop))
-            })
-            .collect();
+        let writers = drive_all(scope, round, &guest, &stop, WRITERS);
         let rivals = [0, 1].map(|number| {
             let (guest, devices, owners) = (&guest, &devices, &owners);
             scope.spawn(move || {

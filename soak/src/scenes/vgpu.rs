@@ -5,6 +5,8 @@
 
 #[path = "../../../examples/vgpu/checker.rs"]
 mod checker;
+#[path = "../../../examples/vgpu/host.rs"]
+mod host;
 #[path = "../../../examples/vgpu/sim.rs"]
 mod sim;
 
@@ -12,18 +14,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ioreq::backends::vgpu::{
-    Engine, FrameMap, HostAddr, LinearMap, OutOfSync, Pvinfo, Root, Shadow,
-};
+use ioreq::backends::vgpu::{OutOfSync, Pvinfo, Shadow};
 use ioreq::sim::{Cpu, Domain, DomainConfig, VcpuThread};
-use ioreq::{Gfn, GfnRange, GuestRam, Interrupts, MmioRange, VcpuId};
+use ioreq::{GfnRange, GuestRam, Interrupts, MmioRange, VcpuId};
 use vgpu_guest::layout::{
-    APERTURE, APERTURE_FRAMES, APIC, ARENAS, CONTROL, ENGINE, LOCK, LOW_FRAMES, PVINFO, VECTOR,
+    APERTURE, APERTURE_FRAMES, ARENAS, CONTROL, ENGINE, LOCK, LOW_FRAMES, PVINFO,
 };
 use vgpu_guest::{Done, Task};
 use vm_memory::GuestAddress;
 
-use self::checker::{Page, Tally as Judge, walk, walk_directories};
+use self::checker::Tally as Judge;
+use self::host::{Frames, engine};
 use self::sim::Sim;
 use super::devices::builder;
 use super::tracking::BOUND;
@@ -35,8 +36,6 @@ use crate::tally::{Check, Fault};
 const VCPUS: u32 = 2;
 /// Frames of a driver's arena: 64 MiB.
 const ARENA: u64 = 1 << 14;
-/// How far host addresses are from guest addresses.
-const DISTANCE: u64 = 0x10_0000_0000;
 
 pub(super) fn round<P: Platform>(round: &Round<'_, P>) -> Result<(), Failure> {
     let model = round.platform.model();
@@ -174,50 +173,4 @@ fn drive<P: Platform>(
         sum = sum.and(&driver.join()?);
     }
     Ok(sum)
-}
-
-/// The engine, which compares the shadow with the guest's own tables at every submission.
-fn engine(
-    shadow: &Shadow,
-    ram: &Arc<dyn GuestRam>,
-    judge: &Arc<Judge>,
-    interrupts: Arc<dyn Interrupts>,
-) -> Result<Arc<Engine>, Failure> {
-    let (watched, judge, guest) = (shadow.clone(), Arc::clone(judge), Arc::clone(ram));
-    let host = LinearMap::new(Arc::clone(ram), DISTANCE);
-    let engine = Engine::new(shadow.clone(), Arc::new(host), Arc::clone(ram))
-        .interrupt(interrupts, APIC, VECTOR.into())
-        .observer(move |id, root| {
-            let expected = match root {
-                Root::L4(pml4) => walk(&*guest, pml4.0 << 12),
-                Root::L3(directories) => {
-                    judge.narrow.fetch_add(1, Ordering::Relaxed);
-                    let at = directories.map(|gfn| gfn.map_or(0, |gfn| gfn.0 << 12));
-                    walk_directories(&*guest, at)
-                }
-            };
-            let shown = watched.mappings(id).into_iter().map(|(gpu, to)| Page {
-                gpu,
-                guest: match to.scratch {
-                    true => u64::MAX,
-                    false => to.host.0 - DISTANCE,
-                },
-                bytes: to.size.bytes(),
-                writable: to.writable,
-            });
-            judge.compare(&expected, &shown.collect::<Vec<_>>());
-        });
-    Ok(Arc::new(engine.start()?))
-}
-
-/// The guest's frames at a fixed distance on the host.
-struct Frames(Vec<GfnRange>);
-
-impl FrameMap for Frames {
-    fn translate(&self, first: Gfn, frames: u64) -> Option<HostAddr> {
-        let last = Gfn(first.0.checked_add(frames.checked_sub(1)?)?);
-        let inside = |part: &GfnRange| part.contains(first) && part.contains(last);
-        let at = first.start()?.0.checked_add(DISTANCE).map(HostAddr);
-        at.filter(|_| self.0.iter().any(inside))
-    }
 }

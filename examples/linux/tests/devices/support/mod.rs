@@ -50,6 +50,20 @@ pub(crate) struct Rig {
     serving: Option<Serving<SimHypervisor>>,
 }
 
+/// A board for the domain, that prints to `printed`.
+fn build(domain: &Domain, image: &File, printed: &Printed, fuse: Fuse) -> Board<SimHypervisor> {
+    let ended = domain.clone();
+    let parts = Parts {
+        disk: image.try_clone().unwrap(),
+        mib: MIB,
+        out: Box::new(printed.clone()),
+        fuse,
+        end: Box::new(move |reason| ended.shutdown(reason)),
+        servers: Servers::Unrecorded,
+    };
+    Board::new(&Arc::new(domain.hypervisor()), parts).unwrap()
+}
+
 impl Rig {
     pub(crate) fn new() -> Self {
         Self::with_fuse(Fuse::never())
@@ -61,16 +75,8 @@ impl Rig {
             .memory(GfnRange::new(0, 0x9f).unwrap())
             .memory(GfnRange::new(0xc0, (MIB << 8) - 1).unwrap());
         let domain = Machine::new().create_domain(config).unwrap();
-        let (image, printed, ended) = (image(), Printed::default(), domain.clone());
-        let parts = Parts {
-            disk: image.try_clone().unwrap(),
-            mib: MIB,
-            out: Box::new(printed.clone()),
-            fuse,
-            end: Box::new(move |reason| ended.shutdown(reason)),
-            servers: Servers::Unrecorded,
-        };
-        let board = Board::new(&Arc::new(domain.hypervisor()), parts).unwrap();
+        let (image, printed) = (image(), Printed::default());
+        let board = build(&domain, &image, &printed, fuse);
         let serving = Some(board.start().unwrap());
         Rig {
             domain,
@@ -91,16 +97,8 @@ impl Rig {
             ..
         } = self;
         drop(board);
-        let (printed, ended) = (Printed::default(), domain.clone());
-        let parts = Parts {
-            disk: image.try_clone().unwrap(),
-            mib: MIB,
-            out: Box::new(Printed::default()),
-            fuse: Fuse::never(),
-            end: Box::new(move |reason| ended.shutdown(reason)),
-            servers: Servers::Unrecorded,
-        };
-        let board = Board::new(&Arc::new(domain.hypervisor()), parts).unwrap();
+        let printed = Printed::default();
+        let board = build(&domain, &image, &Printed::default(), Fuse::never());
         board.restore(kept, Box::new(printed.clone())).unwrap();
         let serving = Some(board.start().unwrap());
         Rig {
