@@ -3,6 +3,7 @@
 //! The framework's routing structures, used as its server does: a quiescent state after every request, whole-access checks.
 //! (What the server adds around them, from the slot to the answer, is in the instruction counts.)
 
+use std::fmt;
 use std::sync::Arc;
 
 use ioreq::dispatch::{Counted, Grace, PageMap, PortMap, RangeMap};
@@ -24,8 +25,8 @@ type NoRam = GuestRegionCollection<MappedRegion>;
 
 /// The server has more to do then; here it is a mistake.
 #[cold]
-fn refused() {
-    panic!("the device takes everything");
+fn refused(outcome: impl fmt::Debug) {
+    panic!("the device takes everything: {outcome:?}");
 }
 
 /// What a range leads to.
@@ -79,8 +80,10 @@ impl Contender for Ranges {
                     width: Width::B4,
                 };
                 let outcome = route.handler.write(&cx, access, value.into());
-                if !matches!(outcome, WriteOutcome::Done) {
-                    refused();
+                match outcome {
+                    // Nothing to drop, which a compiler does not see.
+                    done @ WriteOutcome::Done => std::mem::forget(done),
+                    other => refused(other),
                 }
             }
             guard.quiesce();
@@ -136,8 +139,10 @@ impl Contender for Ports {
                     width: Width::B4,
                 };
                 let outcome = route.handler.write(&cx, access, value.into());
-                if !matches!(outcome, WriteOutcome::Done) {
-                    refused();
+                match outcome {
+                    // Nothing to drop, which a compiler does not see.
+                    done @ WriteOutcome::Done => std::mem::forget(done),
+                    other => refused(other),
                 }
             }
             guard.quiesce();
@@ -221,8 +226,9 @@ impl Pages {
             &self.ram,
         );
         let outcome = write.map(|write| handler.write(cx, &write));
-        if !matches!(outcome, Some(PageOutcome::Drop)) {
-            refused();
+        match outcome {
+            Some(drop @ PageOutcome::Drop) => std::mem::forget(drop),
+            other => refused(other),
         }
     }
 

@@ -311,6 +311,49 @@ fn routes_are_freed_once_and_not_before_their_readers_are_done() {
     assert_eq!(grace.backlog(), 0);
 }
 
+/// What a reader found last is remembered by the reader: it goes with its route, and belongs to no other map.
+#[test]
+fn what_was_found_last_goes_with_its_route() {
+    let grace = Grace::new();
+    let (map, other) = (RangeMap::new(grace.clone()), RangeMap::new(grace.clone()));
+    let (range, beside) = (
+        MmioRange::sized(0x1000, 0x1000).unwrap(),
+        MmioRange::sized(0x2000, 0x1000).unwrap(),
+    );
+    map.insert(range, 1).unwrap();
+    other.insert(range, 2).unwrap();
+    let mut reader = grace.reader();
+    let mut guard = reader.enter();
+    for _ in 0..2 {
+        assert_eq!(map.find(0x1ffc, 4, &guard), Some(&1));
+        assert_eq!(map.find(0x1ffd, 4, &guard), None, "not wholly inside");
+        assert_eq!(map.find(0xffc, 4, &guard), None, "below");
+        assert_eq!(other.find(0x1ffc, 4, &guard), Some(&2));
+        guard.quiesce();
+    }
+    assert_eq!(map.find(0x1000, 4, &guard), Some(&1));
+    map.insert(beside, 3).unwrap();
+    assert_eq!(map.find(0x1000, 4, &guard), Some(&1));
+    assert_eq!(map.find(0x2000, 4, &guard), Some(&3));
+    assert_eq!(map.find(0x1000, 4, &guard), Some(&1));
+    assert!(map.replace(range, 4));
+    assert_eq!(map.find(0x1000, 4, &guard), Some(&4));
+    assert!(map.remove(range));
+    assert_eq!(map.find(0x1000, 4, &guard), None);
+    assert_eq!(other.find(0x1000, 4, &guard), Some(&2));
+    drop(other);
+    // Where the other was, perhaps.
+    let other = RangeMap::new(grace.clone());
+    assert_eq!(other.find(0x1000, 4, &guard), None);
+    other.insert(range, 5).unwrap();
+    assert_eq!(other.find(0x1000, 4, &guard), Some(&5));
+    // A reader that was off line while a route went.
+    let mut sleeper = grace.reader();
+    assert_eq!(map.find(0x2000, 4, &sleeper.enter()), Some(&3));
+    assert!(map.remove(beside));
+    assert_eq!(map.find(0x2000, 4, &sleeper.enter()), None);
+}
+
 /// Readers look while one thread adds, replaces and removes neighbours in shared pages: what they find is alive, and of the
 /// range that was asked for.
 #[test]

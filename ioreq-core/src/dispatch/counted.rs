@@ -44,11 +44,16 @@ impl<R> Counted<R> {
 
     /// Makes the route belong to the map with this identity; false if it belongs to another.
     pub(super) fn belong(&self, map: usize) -> bool {
-        // Relaxed: only who is first matters.
-        let first = self
-            .owner
-            .compare_exchange(0, map, Ordering::Relaxed, Ordering::Relaxed);
-        first.map_or_else(|owner| owner == map, |_| true)
+        // Relaxed, all of it: only who is first matters. Looked at before: nearly always it belongs to this map already.
+        match self.owner.load(Ordering::Relaxed) {
+            0 => {
+                let first =
+                    self.owner
+                        .compare_exchange(0, map, Ordering::Relaxed, Ordering::Relaxed);
+                first.map_or_else(|owner| owner == map, |_| true)
+            }
+            owner => owner == map,
+        }
     }
 
     /// So many pages more, at least one, lead here: what to write into their entries. Under the lock of the map it belongs to.

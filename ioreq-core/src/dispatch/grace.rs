@@ -24,6 +24,7 @@ use std::sync::{Arc, PoisonError};
 
 use crossbeam::utils::{Backoff, CachePadded};
 
+use super::last_hit::LastHit;
 use crate::error::{Error, ErrorKind, Op, Result};
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::sync::{Mutex, MutexGuard, pause};
@@ -105,6 +106,7 @@ impl Grace {
         Reader {
             grace: Arc::clone(self),
             word,
+            last: LastHit::new(),
         }
     }
 
@@ -212,7 +214,6 @@ impl Grace {
         seen
     }
 
-    #[inline]
     fn address(&self) -> usize {
         std::ptr::from_ref(self).addr()
     }
@@ -263,6 +264,8 @@ impl fmt::Debug for Grace {
 pub struct Reader {
     grace: Arc<Grace>,
     word: Word,
+    /// What it found last, in whichever map.
+    last: LastHit,
 }
 
 impl Reader {
@@ -277,8 +280,9 @@ impl Reader {
         // SeqCst: pairs with the collector's fence (see the module).
         fence(Ordering::SeqCst);
         ReadGuard {
-            registry: self.grace.address(),
-            reader: self,
+            grace: &self.grace,
+            word: &self.word,
+            last: &self.last,
             on_this_thread: PhantomData,
         }
     }
@@ -316,9 +320,10 @@ impl fmt::Debug for Reader {
 /// See [`Grace`] for an example.
 #[derive(Debug)]
 pub struct ReadGuard<'r> {
-    reader: &'r mut Reader,
-    /// The registry's address, at hand for every look-up.
-    registry: usize,
+    /// The reader's parts, each at hand.
+    grace: &'r Grace,
+    word: &'r AtomicU64,
+    last: &'r LastHit,
     /// Neither Send nor Sync.
     on_this_thread: PhantomData<*mut ()>,
 }
@@ -328,26 +333,32 @@ impl ReadGuard<'_> {
     #[inline]
     pub fn quiesce(&mut self) {
         // Acquire: as in `enter`.
-        let now = self.reader.grace.now.load(Ordering::Acquire);
+        let now = self.grace.now.load(Ordering::Acquire);
         // Release: pairs with the collector's Acquire load: our use is over before it frees.
-        self.reader.word.store(now, Ordering::Release);
+        self.word.store(now, Ordering::Release);
     }
 
     /// Panics unless the guard is of this registry: under another's, things are freed without waiting for it.
     #[inline]
     pub(super) fn check(&self, grace: &Arc<Grace>) {
         assert!(
-            self.registry == grace.address(),
+            std::ptr::eq(self.grace, Arc::as_ptr(grace)),
             "a read guard of another registry"
         );
+    }
+
+    /// What its reader found last.
+    #[inline]
+    pub(super) fn last(&self) -> &LastHit {
+        self.last
     }
 }
 
 impl Drop for ReadGuard<'_> {
     fn drop(&mut self) {
         // Release: as in `quiesce`.
-        self.reader.word.store(OFF_LINE, Ordering::Release);
-        let address = self.reader.grace.address();
+        self.word.store(OFF_LINE, Ordering::Release);
+        let address = self.grace.address();
         on_line(|on_line| {
             if let Some(at) = on_line.iter().rposition(|other| *other == address) {
                 on_line.swap_remove(at);

@@ -12,6 +12,7 @@
 mod counted;
 mod dispatcher;
 mod grace;
+mod last_hit;
 mod leaf;
 mod link;
 mod order;

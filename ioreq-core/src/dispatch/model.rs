@@ -81,6 +81,41 @@ fn loom_a_reader_never_holds_what_was_freed() {
     });
 }
 
+/// What a reader remembers from an earlier look goes while it looks again.
+#[test]
+fn loom_what_was_found_last_is_not_found_after_it_was_freed() {
+    model(3, || {
+        let grace = Grace::new();
+        let map = std::sync::Arc::new(RangeMap::new(grace.clone()));
+        let (route, dropped) = Tracked::new();
+        map.insert(addrs(0, 1), route).unwrap();
+        let mut reader = grace.reader();
+        let looks = thread::spawn({
+            let map = map.clone();
+            move || {
+                let mut guard = reader.enter();
+                for _ in 0..2 {
+                    if let Some(found) = map.find(0, 1, &guard) {
+                        found.call();
+                    }
+                    guard.quiesce();
+                }
+                drop(guard);
+                // Asleep meanwhile: nobody waits for it.
+                let guard = reader.enter();
+                if let Some(found) = map.find(0, 1, &guard) {
+                    found.call();
+                }
+            }
+        });
+        assert!(map.remove(addrs(0, 1)));
+        grace.collect();
+        looks.join().unwrap();
+        grace.collect();
+        assert!(dropped.load(Ordering::Relaxed), "never freed");
+    });
+}
+
 #[test]
 fn loom_synchronize_returns_after_the_last_call_of_a_removed_route() {
     model(3, || {

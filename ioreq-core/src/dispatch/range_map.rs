@@ -15,6 +15,7 @@ use std::fmt;
 use std::sync::{Arc, PoisonError};
 
 use super::grace::{Grace, ReadGuard};
+use super::last_hit::Edition;
 use super::link::{
     CELLS_SHIFT, Cells, Entry, Lead, Link, List, PAGES_SHIFT, Pages, Target, Unlinked,
 };
@@ -56,6 +57,8 @@ pub struct RangeMap<R: Send + Sync + 'static> {
     root: Box<[Link<R>]>,
     /// Everything above [`NEAR_LAST`].
     far: Link<R>,
+    /// Says whether what a reader found last is still there.
+    edition: Edition,
     /// Owns the entries that links lead to; when no link does any more, the garbage of `grace` owns them.
     entries: Mutex<Entries<R>>,
     grace: Arc<Grace>,
@@ -68,6 +71,7 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
         RangeMap {
             root: table(usize::try_from(REGIONS).unwrap_or(usize::MAX)),
             far: super::zeroed::Zero::zero(),
+            edition: Edition::new(),
             entries: Mutex::new(Entries::new()),
             grace,
         }
@@ -81,6 +85,26 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
     #[must_use]
     pub fn find<'g>(&self, addr: u64, len: u64, guard: &'g ReadGuard<'_>) -> Option<&'g R> {
         guard.check(&self.grace);
+        let edition = self.edition.get();
+        // SAFETY: `guard` is of the registry that entries are retired to (checked), and cannot quiesce in `'g`; only entries are
+        // remembered with this map's editions, below.
+        if let Some(last) = unsafe { guard.last().get::<Entry<R>>(edition) }
+            && last.range.covers(addr, len)
+        {
+            return Some(&last.route);
+        }
+        self.look_up(addr, len, edition, guard)
+    }
+
+    /// The same, by the links.
+    #[inline]
+    fn look_up<'g>(
+        &self,
+        addr: u64,
+        len: u64,
+        edition: u64,
+        guard: &'g ReadGuard<'_>,
+    ) -> Option<&'g R> {
         // SAFETY: `guard` is of the registry that what links lead to is retired to (checked), and cannot quiesce in `'g`.
         let target: Target<'g, R> = unsafe { self.region(addr >> REGION_SHIFT).follow() };
         // A region of one range, or of none, comes first: that is a device by itself.
@@ -89,7 +113,11 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
             // SAFETY: as above.
             several => unsafe { Self::among(several, addr) }?,
         };
-        entry.range.covers(addr, len).then_some(&entry.route)
+        if !entry.range.covers(addr, len) {
+            return None;
+        }
+        guard.last().set(edition, entry);
+        Some(&entry.route)
     }
 
     /// The only range that can hold `addr`, of those that a link leads to.
@@ -186,6 +214,7 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
             changed,
             new,
         };
+        let forget = old.is_some();
         let mut unlinked = Unlinked::new(old);
         let last = changed.last().min(NEAR_LAST);
         // Empty if all of it is far.
@@ -205,6 +234,9 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
                 Found::Several => Lead::List(List::new(change.touching(far))),
             };
             self.far.lead(lead, &mut unlinked);
+        }
+        if forget {
+            self.edition.renew();
         }
         // Entries, lists and tables go together, after the last link that led to one of them.
         unlinked.retire(&self.grace);
