@@ -184,6 +184,26 @@ pub(crate) fn reach_tracked_rep_movs<R: Rig>(rig: &R) {
     assert_eq!(writes(&server.take_seen()), expected);
 }
 
+/// `memmove` upward over the lower end of a tracked page: Xen copies what it can at once, from the lowest address up, and the
+/// tracked page stops it when the elements below are done. What they overwrote is copied then.
+pub(crate) fn reach_tracked_movs_overlap<R: Rig>(rig: &R) {
+    let (domain, mut server) = tracked(rig);
+    let below = |words: u64| at(0) - 4 * words;
+    for word in 1..=6 {
+        server.poke(below(word), WIDTH, 0x600 - word);
+    }
+    let op = GuestOp::rep_movs_down(below(1), at(4), WIDTH, 6);
+    run(&domain, &[op], &mut [&mut server]).back();
+    assert_eq!(
+        writes(&server.take_seen()),
+        [(at(4), 4, 1, 0x600 - 3), (at(0), 4, 1, 0x600 - 6)]
+    );
+    let words: Vec<_> = (1..=4)
+        .map(|word| server.load(below(word), WIDTH))
+        .collect();
+    assert_eq!(words, [0x600 - 5, 0x600 - 6, 0x600 - 5, 0x600 - 6]);
+}
+
 /// The source of data for a tracked page: one read, its data going there; no write.
 #[track_caller]
 fn only_source(seen: &[Ioreq], kind: u8, source: u64, to: u64) {
@@ -208,6 +228,18 @@ pub(crate) fn reach_ins_into_tracked<R: Rig>(rig: &R) {
     run(&domain, &[op], &mut [&mut server]).back();
     only_source(&server.take_seen(), IOREQ_TYPE_PIO, PORT.into(), at(0x300));
     assert_eq!(server.load(at(0x30c), WIDTH), 0xa5a5_0003);
+}
+
+pub(crate) fn reach_ins_one_into_tracked<R: Rig>(rig: &R) {
+    let (domain, mut server) = tracked(rig);
+    let op = GuestOp::rep_ins(PORT, at(0x300), WIDTH, 1);
+    let guest = domain.start(VcpuId(0), &[op]);
+    let read = server.serve_next(0, Answer::Apply);
+    assert!(read.is_read() && !read.data_is_ptr(), "{read:x?}");
+    assert_eq!((read.kind, read.addr), (IOREQ_TYPE_PIO, PORT.into()));
+    let write = server.serve_next(0, Answer::Apply);
+    assert_eq!((write.addr, write.is_read()), (at(0x300), false));
+    guest.join().crashed();
 }
 
 pub(crate) fn reach_movs_from_tracked<R: Rig>(rig: &R) {

@@ -130,6 +130,9 @@ xen_rig_agent_irq:                      // the others: wake-ups
     .irp target, 78f, 78f, 78f, 78f, 79f, 79f, 79f, 79f, 80f, 80f, 80f, 80f
     .long \target - 90b
     .endr
+    .irp target, 81f, 82f, 83f, 84f
+    .long \target - 90b
+    .endr
 
 18: ud2
 
@@ -226,6 +229,14 @@ xen_rig_agent_irq:                      // the others: wake-ups
     mov rcx, r10
     rep movsq
     jmp 13b
+81: std                                 // rep movs, downward
+    jmp 43b
+82: std
+    jmp 44b
+83: std
+    jmp 45b
+84: std
+    jmp 46b
 
 47: mov edx, r8d                        // rep ins
     mov rdi, r9

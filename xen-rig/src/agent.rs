@@ -101,6 +101,12 @@ pub enum Instr {
         width: u8,
         count: u64,
     },
+    RepMovsDown {
+        from: u64,
+        to: u64,
+        width: u8,
+        count: u64,
+    },
     RepIns {
         port: u16,
         to: u64,
@@ -248,6 +254,12 @@ impl Instr {
             Instr::Await { addr, value } => (19, 1, [addr, value.into(), 0]),
             Instr::Repeat { count, pause } => (20, 1, [count.max(1), pause, 0]),
             Instr::TimeStamp => (21, 1, [0; 3]),
+            Instr::RepMovsDown {
+                from,
+                to,
+                width,
+                count,
+            } => (22, width, [from, to, count]),
         };
         let opcode = kind * 4 + u64::from(width.trailing_zeros());
         [opcode, operands[0], operands[1], operands[2]]

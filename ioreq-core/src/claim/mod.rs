@@ -17,6 +17,9 @@
 //! * **Accessed and dirty bits** of tracked page tables are set by the processor and by Xen without a trap; what the guest itself
 //!   writes to its page tables does trap.
 //! * A locked read-modify-write reads RAM, computes, and traps with the final value: with two vCPUs an update can be lost.
+//! * A copy by `rep movs` over its own source (`memmove`), downward from a tracked page into an untracked one below it, goes wrong: Xen
+//!   copies the untracked part first and then begins anew, element by element, with what is left of the source. Track the page below as
+//!   well, or none of the pages that a guest moves memory about in.
 //! * A store over the end of an untracked page into a tracked one, while the first of the two comes to be tracked, costs the guest
 //!   its life: Xen finds another access when it executes the store again, and marking cannot wait for it.
 //! * Live migration (log-dirty) and tracking exclude each other.

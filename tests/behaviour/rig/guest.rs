@@ -39,6 +39,13 @@ pub(crate) enum GuestOp {
         width: Width,
         count: u32,
     },
+    /// `std; rep movs; cld`: `from` and `to` are the highest elements'
+    RepMovsDown {
+        from: u64,
+        to: u64,
+        width: Width,
+        count: u32,
+    },
     /// `rep ins`
     RepIns {
         port: u16,
@@ -126,6 +133,15 @@ impl GuestOp {
             addr,
             width,
             value,
+            count,
+        }
+    }
+
+    pub(crate) const fn rep_movs_down(from: u64, to: u64, width: Width, count: u32) -> Self {
+        GuestOp::RepMovsDown {
+            from,
+            to,
+            width,
             count,
         }
     }

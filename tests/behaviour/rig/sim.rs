@@ -249,6 +249,17 @@ fn execute(cpu: &mut Cpu, op: GuestOp) -> Result<OpResult, CpuFault> {
             width,
             count,
         } => cpu.rep_movs(to, from, width, count.into()),
+        GuestOp::RepMovsDown {
+            from,
+            to,
+            width,
+            count,
+        } => {
+            cpu.set_df(true);
+            let done = cpu.rep_movs(to, from, width, count.into());
+            cpu.set_df(false);
+            done
+        }
         GuestOp::RepIns {
             port,
             to,

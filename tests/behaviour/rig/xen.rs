@@ -327,6 +327,17 @@ fn instr(op: GuestOp) -> Instr {
             width: bytes(width),
             count: count.into(),
         },
+        GuestOp::RepMovsDown {
+            from,
+            to,
+            width,
+            count,
+        } => Instr::RepMovsDown {
+            from,
+            to,
+            width: bytes(width),
+            count: count.into(),
+        },
         GuestOp::RepIns {
             port,
             to,
