@@ -4,11 +4,11 @@
 
 use std::sync::{Arc, Mutex};
 
-use ioreq_core::{DomId, Error, Gfn, GfnRange, Op, Result};
+use ioreq_core::{DomId, Gfn, GfnRange, Result};
 
 use crate::dm::DeviceModel;
 use crate::handles::Handles;
-use crate::hypervisor::XenHypervisor;
+use crate::hypervisor::{XenHypervisor, maximum_gfn};
 use crate::memory::{Cache, Foreign};
 
 /// Pages that stay mapped at most, by default: 16 GiB of guest memory.
@@ -120,9 +120,7 @@ impl Builder {
         };
         let mut ram = self.ram;
         if ram.is_empty() {
-            let Gfn(last) = privcmd
-                .maximum_gfn(domid)
-                .map_err(|errno| Error::from_errno(Op::MaximumGpfn, errno).domain(domid))?;
+            let Gfn(last) = maximum_gfn(&privcmd, domid)?;
             ram.push(GfnRange::new(0, last)?);
         }
         if self.restrict {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ioreq_core::abi::{XENMEM_RESOURCE_FRAME_BUFIOREQ, XENMEM_RESOURCE_FRAME_IOREQ};
 use ioreq_core::hypervisor::{InjectedEvent, Intx, SharedPage};
 use ioreq_core::{
-    BufIoreq, DomId, DomainState, Error, ErrorKind, GfnRange, GuestMap, Interrupts, IoRange,
+    BufIoreq, DomId, DomainState, Error, ErrorKind, Gfn, GfnRange, GuestMap, Interrupts, IoRange,
     MarkAuthority, MemTypes, Op, P2mType, Result, Sbdf, ServerId, ServerInfo, Transport, VcpuId,
 };
 
@@ -55,7 +55,7 @@ pub struct XenHypervisor {
     /// What to say where Xen cannot.
     pub(crate) vcpus: Option<u32>,
     pub(crate) restricted: bool,
-    /// Servers made through this handle: when Xen has destroyed them, the domain is going.
+    /// Servers made or taken over through this handle: when Xen has destroyed them, the domain is going.
     pub(crate) servers: Mutex<Vec<ServerId>>,
     /// Pages that are to be given back when the domain is gone: each keeps it as a zombie.
     pub(crate) acquired: Mutex<Vec<AcquiredPage>>,
@@ -93,6 +93,14 @@ impl XenHypervisor {
         self.restricted
     }
 
+    /// The domain's highest frame that may be memory: where [`marked_pages`](Self::marked_pages) of all of it ends.
+    ///
+    /// # Errors
+    /// `NotPermitted` with a restricted handle, `DomainGone`.
+    pub fn maximum_gfn(&self) -> Result<Gfn> {
+        maximum_gfn(&self.privcmd, self.domid())
+    }
+
     fn servers(&self) -> MutexGuard<'_, Vec<ServerId>> {
         self.servers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -112,6 +120,12 @@ impl XenHypervisor {
         let mut known = self.acquired();
         known.retain(AcquiredPage::is_used);
         known.push(acquired);
+        drop(known);
+        // One that was taken over was not made through this handle.
+        let mut servers = self.servers();
+        if !servers.contains(&id) {
+            servers.push(id);
+        }
         Ok(page)
     }
 
@@ -128,6 +142,12 @@ impl XenHypervisor {
             }
         }
     }
+}
+
+/// `XENMEM_maximum_gpfn`
+pub(crate) fn maximum_gfn(privcmd: &Privcmd, domid: DomId) -> Result<Gfn> {
+    let result = privcmd.maximum_gfn(domid);
+    result.map_err(|errno| Error::from_errno(Op::MaximumGpfn, errno).domain(domid))
 }
 
 impl Transport for XenHypervisor {

@@ -295,14 +295,17 @@ fn restricted_life(xen: &Arc<Privcmd>) -> Result<(), Failure> {
     hv.modified(&[page()])?;
     hv.memory().read_obj::<u32>(GuestAddress(DATA << 12))?;
 
-    // Without anybody who tells, its death is told all the same.
+    // Without anybody who tells, its death is told all the same: also to who has taken the server over.
     drop(server);
     let server = IoreqServer::<XenHypervisor>::builder(restricted(domid)?).build()?;
+    let heir = restricted(domid)?;
+    let _page = heir.ioreq_page(server.id())?;
     let running = server.start()?;
     std::thread::sleep(Duration::from_millis(300));
     is("told", running.is_finished(), false)?;
     drop(_guest);
     is("its death", running.wait()?, Exit::DomainGone)?;
+    is("to its heir", heir.domain_state()?, DomainState::Gone)?;
     let watched = watching
         .join()
         .map_err(|_| "the watching thread panicked")?;
