@@ -29,6 +29,10 @@ pub mod stats;
 
 mod sync;
 
+// Their types are in the interfaces here: whoever has no other use for these crates needs no dependency on the same versions.
+pub use event_manager;
+pub use vm_memory;
+
 pub use error::{Error, ErrorKind, Op, Result};
 pub use hypervisor::{
     BufIoreq, DomainState, EventChannels, GuestMap, Hypervisor, Interrupts, MarkAuthority,

@@ -48,8 +48,8 @@ pub enum DmaError {
 /// use ioreq_core::handler::{Context, PageHandler, PageOutcome, PageWrite, WriteSource};
 /// use ioreq_core::{Gfn, server::IoreqServer};
 /// use ioreq_sim::{DomainConfig, Machine};
+/// use ioreq_core::vm_memory::GuestAddress;
 /// use std::sync::Arc;
-/// use vm_memory::GuestAddress;
 ///
 /// /// Takes writes of devices as it takes the guest's.
 /// struct Watch;

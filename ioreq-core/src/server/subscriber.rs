@@ -49,7 +49,7 @@ impl Default for Budget {
 /// [`IoreqServer::subscriber`](super::IoreqServer::subscriber). Add it to an `event_manager::EventManager`.
 ///
 /// ```
-/// use event_manager::{EventManager, SubscriberOps};
+/// use ioreq_core::event_manager::{EventManager, SubscriberOps};
 /// use ioreq_core::server::{Budget, Exit, IoreqServer};
 /// use ioreq_core::ShutdownReason;
 /// use ioreq_sim::{DomainConfig, Machine};
