@@ -48,10 +48,16 @@
 //! # }
 //! ```
 //!
+//! The [guide] goes on from here: to a PCI device with an interrupt and a page of which every write traps, on the model, on a real
+//! Xen, and over the death of its process.
+//!
 //! # Features
 //! `sim` (default): the hypervisor model. `backends` (default): ready-made devices. `xen`: the real hypervisor. `serde`: saved state can be
 //! written and read. `audit`: for
 //! tests of the framework itself.
+
+#[doc = include_str!("../docs/guide.md")]
+pub mod guide {}
 
 pub use ioreq_core::*;
 

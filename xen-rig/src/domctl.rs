@@ -28,6 +28,7 @@ const SET_AFFINITY: u32 = 9;
 const SHADOW_OP: u32 = 10;
 const MAX_MEM: u32 = 11;
 const MAX_VCPUS: u32 = 15;
+const SET_HANDLE: u32 = 17;
 const GET_CONTEXT: u32 = 33;
 const SET_CONTEXT: u32 = 34;
 const SET_PAGING_MEMPOOL: u32 = 86;
@@ -254,6 +255,13 @@ pub(crate) fn context(xen: &Privcmd, domid: u16) -> io::Result<Vec<u8>> {
     unsafe { domctl.call(xen) }?;
     bytes.truncate(domctl.get_u32(0) as usize);
     Ok(bytes)
+}
+
+/// Gives the domain the handle that a toolstack puts its UUID into.
+pub(crate) fn set_handle(xen: &Privcmd, domid: u16, handle: [u8; 16]) -> io::Result<()> {
+    let mut domctl = op(SET_HANDLE, domid);
+    domctl.put(0, &handle);
+    domctl.simple(xen).map(drop)
 }
 
 /// Loads an HVM context.

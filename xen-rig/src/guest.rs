@@ -227,6 +227,14 @@ impl Guest {
         domctl::fate(&self.inner.xen, self.inner.domid)
     }
 
+    /// Gives it the handle that a toolstack puts a domain's UUID into.
+    ///
+    /// # Errors
+    /// Xen's.
+    pub fn set_handle(&self, handle: [u8; 16]) -> io::Result<()> {
+        domctl::set_handle(&self.inner.xen, self.inner.domid, handle)
+    }
+
     /// Pauses it; no vCPU runs when this returns.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ mod breaks;
 mod doc_examples;
 mod doc_tests;
 mod fuzz;
+mod guide;
 mod main_job;
 mod mutants;
 mod packages;
@@ -46,6 +47,8 @@ enum Command {
     Sanitize(sanitize::Args),
     /// Churn of everything at once, with invariants checked all along.
     Soak(soak::Args),
+    /// Packages the crates, and does with them what docs/guide.md says, chapter by chapter.
+    Guide(guide::Args),
     /// A real Xen in QEMU.
     Xen(xen::Args),
 }
@@ -59,6 +62,7 @@ fn main() -> Result<()> {
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Sanitize(args) => sanitize::run(&args),
         Command::Soak(args) => soak::run(&args),
+        Command::Guide(args) => guide::run(&args),
         Command::Xen(args) => xen::run(&args),
     }
 }

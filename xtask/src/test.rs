@@ -8,7 +8,9 @@ use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
 
 use crate::run::{cargo, root, succeed};
-use crate::{bench, breaks, doc_examples, doc_tests, fuzz, main_job, packages, soak, source, xen};
+use crate::{
+    bench, breaks, doc_examples, doc_tests, fuzz, guide, main_job, packages, soak, source, xen,
+};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -45,6 +47,11 @@ const STEPS: &[Step] = &[
         docs,
     ),
     ("tests", "unit, integration and doc tests", tests),
+    (
+        "guide",
+        "the packages, and the guide's crate built against them",
+        guide::check,
+    ),
     (
         "examples",
         "examples build; the main job shows what it promises",

@@ -7,6 +7,7 @@ pub(crate) mod apt;
 mod bench;
 mod boot;
 mod cpio;
+mod guide;
 mod job;
 mod linux;
 mod modules;
@@ -17,7 +18,8 @@ mod release;
 mod soak;
 mod suite;
 
-pub(crate) use program::lint_guest;
+pub(crate) use guide::guide;
+pub(crate) use program::{lint_guest, static_build};
 pub(crate) use release::Release;
 pub(crate) use soak::soak;
 

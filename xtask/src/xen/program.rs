@@ -3,7 +3,7 @@
 //! Programs for dom0: built statically, so that dom0 needs no libraries.
 
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -118,23 +118,31 @@ pub(crate) fn behaviour() -> Result<PathBuf> {
     )
 }
 
+/// Builds the program of a crate outside the workspace.
+pub(crate) fn of_crate(folder: &Path, name: &str, target: &Path) -> Result<PathBuf> {
+    build_in(folder, &["build", "--bin", name], name, target)
+}
+
 /// Builds with these arguments; the executable of the target `name`.
 fn build(args: &[&str], name: &str) -> Result<PathBuf> {
     // A target directory of its own: the flag would make cargo build everything anew each time.
-    let more = [
-        "--target",
-        TARGET,
-        "--target-dir",
-        "target/static",
-        "--message-format",
-        "json-render-diagnostics",
-    ];
-    let mut command = cargo(&root(), &[args, &more].concat());
+    build_in(&root(), args, name, &root().join("target/static"))
+}
+
+fn build_in(folder: &Path, args: &[&str], name: &str, target: &Path) -> Result<PathBuf> {
+    let mut command = cargo(folder, args);
+    static_build(&mut command, target).args(["--message-format", "json-render-diagnostics"]);
+    executable(command, name)
+}
+
+/// Has a cargo command build statically into `target`.
+pub(crate) fn static_build<'a>(command: &'a mut Command, target: &Path) -> &'a mut Command {
     command
+        .env("CARGO_BUILD_TARGET", TARGET)
+        .env("CARGO_TARGET_DIR", target)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
-        .env("CARGO_PROFILE_TEST_DEBUG", "0");
-    executable(command, name)
+        .env("CARGO_PROFILE_TEST_DEBUG", "0")
 }
 
 /// Runs a build; the executable of the target `name`.

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! `cargo xtask guide`: what the guide's reader does. Its listings become a crate outside the workspace, which sees nothing of it but
+//! the packages of the published crates; after each chapter it is built, linted and tested.
+
+mod crates;
+mod listings;
+mod rows;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use clap::Args as ClapArgs;
+
+use crate::run::{cargo, root, succeed};
+use crate::xen::{self, Release};
+
+#[derive(ClapArgs)]
+pub(crate) struct Args {
+    /// Then serves a domain of this version of Xen with it.
+    #[arg(long = "xen", value_enum)]
+    release: Option<Release>,
+}
+
+/// The guide, and the name of its crate.
+const GUIDE: &str = "docs/guide.md";
+const NAME: &str = "pagesum";
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    follow(args.release)
+}
+
+/// For `cargo xtask test`: on the Xen that is had everywhere, too.
+pub(crate) fn check() -> Result<()> {
+    follow(Some(Release::V4_17))
+}
+
+/// Does what the guide says, to its end where a Xen is asked for.
+fn follow(release: Option<Release>) -> Result<()> {
+    let text = fs::read_to_string(root().join(GUIDE)).context(GUIDE)?;
+    let chapters = listings::chapters(&text).context(GUIDE)?;
+    rows::check(&text).context(GUIDE)?;
+    // One for all, so that dependencies are built once.
+    let target = root().join("target/guide");
+    let folder = tempfile::tempdir()?;
+    let published = crates::package(&target, folder.path())?;
+    let patches: String = published
+        .iter()
+        .map(|package| {
+            let path = package.unpacked(folder.path());
+            format!("{} = {{ path = {path:?} }}\n", package.name)
+        })
+        .collect();
+    let reader = folder.path().join(NAME);
+    fs::create_dir_all(&reader)?;
+    // The versions that the checks know; what the guide needs beside them is added.
+    fs::copy(root().join("Cargo.lock"), reader.join("Cargo.lock"))?;
+    for chapter in &chapters {
+        println!("{GUIDE}: {}", chapter.title);
+        for (name, contents) in &chapter.files {
+            let path = reader.join(name);
+            fs::create_dir_all(path.parent().unwrap_or(&reader))?;
+            let mut contents = contents.clone();
+            if name == "Cargo.toml" {
+                // Until they are published.
+                contents += &format!("\n[patch.crates-io]\n{patches}");
+            }
+            fs::write(path, contents)?;
+        }
+        step(&reader, &target)
+            .with_context(|| format!("{GUIDE}, after chapter {:?}", chapter.title))?;
+    }
+    if let Some(release) = release {
+        xen::guide(release, &reader, NAME, &target)?;
+    }
+    // The next time they lie elsewhere: what was built of them would pile up.
+    let mut clean = in_crate(&reader, &target, &["clean", "--quiet", "-p", NAME]);
+    for package in &published {
+        clean.args(["-p", &package.name]);
+    }
+    succeed(&mut clean)
+}
+
+/// What a reader does after a chapter.
+fn step(reader: &Path, target: &Path) -> Result<()> {
+    let lint = ["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"];
+    succeed(&mut in_crate(reader, target, &lint))?;
+    succeed(&mut in_crate(reader, target, &["test", "--quiet"]))
+}
+
+/// A cargo command in the reader's crate. All is built as dom0 gets it, so nothing is built twice.
+fn in_crate(reader: &Path, target: &Path, args: &[&str]) -> Command {
+    let mut command = cargo(reader, args);
+    xen::static_build(&mut command, target).env("CARGO_INCREMENTAL", "0");
+    command
+}
