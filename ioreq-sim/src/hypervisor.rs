@@ -59,7 +59,9 @@ impl SimHypervisor {
 
     /// Kills this process: its event bindings are gone, its later calls fail. Servers, ranges, claim and pages stay in Xen.
     ///
-    /// Threads that already hold a shared page can still write it: the model cannot stop them.
+    /// Threads that already hold a shared page can still write it, and handlers that run go on, with whatever they do outside of the
+    /// domain: the model cannot stop them. So stop the process's workers before another process takes over, and
+    /// [forget](std::mem::forget) all else that it has: a dead process runs no destructor.
     pub fn kill(&self) {
         self.raw.process.kill();
     }

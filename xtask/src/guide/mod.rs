@@ -86,6 +86,7 @@ fn follow(release: Option<Release>) -> Result<()> {
 /// What a reader does after a chapter.
 fn step(reader: &Path, target: &Path) -> Result<()> {
     let lint = ["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"];
+    succeed(&mut in_crate(reader, target, &["fmt", "--check"]))?;
     succeed(&mut in_crate(reader, target, &lint))?;
     succeed(&mut in_crate(reader, target, &["test", "--quiet"]))
 }
