@@ -11,7 +11,7 @@ use crate::sys::{Evtchn, Privcmd};
 
 /// Open devices: `/dev/xen/privcmd`, and where they are handed in, one `/dev/xen/evtchn` for each worker to be.
 ///
-/// A process that gives up its privileges has them opened before, by itself or by a parent:
+/// A process that gives up its privileges has them opened before: by itself, [`in_advance`](Self::in_advance), or by a parent:
 ///
 /// ```no_run
 /// use std::fs::File;
@@ -44,6 +44,20 @@ impl Handles {
         Ok(Handles {
             privcmd: Arc::new(Privcmd::open()?),
             events: EventHandles::Device,
+        })
+    }
+
+    /// Opens the devices now, with event-channel handles for so many workers of all servers that are built on them. Nothing is
+    /// opened later, so the process may give up the right to.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn in_advance(workers: usize) -> Result<Self> {
+        let privcmd = Arc::new(Privcmd::open()?);
+        let evtchns: Result<Vec<_>> = (0..workers).map(|_| Evtchn::open()).collect();
+        Ok(Handles {
+            privcmd,
+            events: EventHandles::Given(Mutex::new(evtchns?)),
         })
     }
 

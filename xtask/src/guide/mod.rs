@@ -16,6 +16,7 @@ use clap::Args as ClapArgs;
 
 use crate::run::{cargo, root, succeed};
 use crate::xen::{self, Release};
+use listings::Chapter;
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -55,13 +56,27 @@ fn follow(release: Option<Release>) -> Result<()> {
         .collect();
     let reader = folder.path().join(NAME);
     fs::create_dir_all(&reader)?;
+    let result = read(&chapters, &reader, &patches, &target).and_then(|()| match release {
+        Some(release) => xen::guide(release, &reader, NAME, &target),
+        None => Ok(()),
+    });
+    // The next time all lies elsewhere: what was built of it would pile up.
+    let mut clean = in_crate(&reader, &target, &["clean", "--quiet", "-p", NAME]);
+    for package in &published {
+        clean.args(["-p", &package.name]);
+    }
+    result.and(succeed(&mut clean))
+}
+
+/// Does what the chapters say in the folder `reader`.
+fn read(chapters: &[Chapter], reader: &Path, patches: &str, target: &Path) -> Result<()> {
     // The versions that the checks know; what the guide needs beside them is added.
     fs::copy(root().join("Cargo.lock"), reader.join("Cargo.lock"))?;
-    for chapter in &chapters {
+    for chapter in chapters {
         println!("{GUIDE}: {}", chapter.title);
         for (name, contents) in &chapter.files {
             let path = reader.join(name);
-            fs::create_dir_all(path.parent().unwrap_or(&reader))?;
+            fs::create_dir_all(path.parent().unwrap_or(reader))?;
             let mut contents = contents.clone();
             if name == "Cargo.toml" {
                 // Until they are published.
@@ -69,18 +84,10 @@ fn follow(release: Option<Release>) -> Result<()> {
             }
             fs::write(path, contents)?;
         }
-        step(&reader, &target)
+        step(reader, target)
             .with_context(|| format!("{GUIDE}, after chapter {:?}", chapter.title))?;
     }
-    if let Some(release) = release {
-        xen::guide(release, &reader, NAME, &target)?;
-    }
-    // The next time they lie elsewhere: what was built of them would pile up.
-    let mut clean = in_crate(&reader, &target, &["clean", "--quiet", "-p", NAME]);
-    for package in &published {
-        clean.args(["-p", &package.name]);
-    }
-    succeed(&mut clean)
+    Ok(())
 }
 
 /// What a reader does after a chapter.
