@@ -60,12 +60,33 @@ fn follow(release: Option<Release>) -> Result<()> {
         Some(release) => xen::guide(release, &reader, NAME, &target),
         None => Ok(()),
     });
-    // The next time all lies elsewhere: what was built of it would pile up.
-    let mut clean = in_crate(&reader, &target, &["clean", "--quiet", "-p", NAME]);
-    for package in &published {
-        clean.args(["-p", &package.name]);
+    let names = published.iter().map(|package| package.name.as_str());
+    let tests = chapters.iter().flat_map(|chapter| &chapter.files);
+    let tests = tests.filter_map(|(file, _)| file.strip_prefix("tests/")?.strip_suffix(".rs"));
+    let names: Vec<&str> = names.chain(tests).chain([NAME]).collect();
+    result.and(tidy(&target, &names))
+}
+
+/// Removes what was built of these. The next time their sources lie elsewhere, so it would pile up; cargo's own `clean` leaves it.
+fn tidy(target: &Path, names: &[&str]) -> Result<()> {
+    for folder in ["deps", ".fingerprint"] {
+        let folder = xen::in_target(target).join(folder);
+        for entry in fs::read_dir(&folder).with_context(|| format!("{}", folder.display()))? {
+            let entry = entry?;
+            let file = entry.file_name().to_string_lossy().replace('_', "-");
+            let file = file.strip_prefix("lib").unwrap_or(&file);
+            // The name, and a hash.
+            let known = file
+                .rsplit_once('-')
+                .is_some_and(|(name, _)| names.contains(&name));
+            match known {
+                true if entry.path().is_dir() => fs::remove_dir_all(entry.path())?,
+                true => fs::remove_file(entry.path())?,
+                false => {}
+            }
+        }
     }
-    result.and(succeed(&mut clean))
+    Ok(())
 }
 
 /// Does what the chapters say in the folder `reader`.

@@ -19,7 +19,7 @@ mod soak;
 mod suite;
 
 pub(crate) use guide::guide;
-pub(crate) use program::{lint_guest, static_build};
+pub(crate) use program::{in_target, lint_guest, static_build};
 pub(crate) use release::Release;
 pub(crate) use soak::soak;
 

@@ -135,6 +135,11 @@ fn build_in(folder: &Path, args: &[&str], name: &str, target: &Path) -> Result<P
     executable(command, name)
 }
 
+/// Where that puts what it builds without optimising.
+pub(crate) fn in_target(target: &Path) -> PathBuf {
+    target.join(TARGET).join("debug")
+}
+
 /// Has a cargo command build statically into `target`.
 pub(crate) fn static_build<'a>(command: &'a mut Command, target: &Path) -> &'a mut Command {
     command
