@@ -3,17 +3,20 @@
 //! The comparison for the record: `cargo xtask bench` runs this and makes the table. Writes a line of JSON per figure to
 //! standard output: every round's figure of every contender, interleaved.
 
+mod changes;
 mod clock;
 mod plan;
+mod row;
 #[path = "../support/mod.rs"]
 mod support;
 mod tracking;
+mod updater;
 
 use clap::Parser;
-use serde::Serialize;
 
 use clock::{Figure, one_thread, two_threads};
 use plan::{Group, Named};
+use row::Row;
 use support::contender::check;
 use support::walk::{Pattern, Walk};
 
@@ -29,44 +32,6 @@ struct Args {
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
-}
-
-/// One contender's figures.
-#[derive(Serialize)]
-struct Row {
-    name: &'static str,
-    n: u64,
-    pattern: &'static str,
-    threads: u32,
-    contender: &'static str,
-    /// Nanoseconds per write, a figure a round.
-    rounds: Vec<f64>,
-    /// Rounds in which too few slices were undisturbed.
-    disturbed: usize,
-}
-
-impl Row {
-    fn new(
-        name: &'static str,
-        n: u64,
-        pattern: &'static str,
-        contender: &'static str,
-        figures: &[Figure],
-    ) -> Self {
-        Row {
-            name,
-            n,
-            pattern,
-            threads: 1,
-            contender,
-            rounds: figures.iter().map(|figure| figure.ns).collect(),
-            disturbed: figures.iter().filter(|figure| figure.disturbed).count(),
-        }
-    }
-
-    fn print(&self) {
-        println!("{}", serde_json::to_string(self).expect("plain data"));
-    }
 }
 
 /// Writes before the clock starts: the caches hold what they will.
@@ -102,16 +67,14 @@ impl Series<'_> {
     }
 
     fn row(&self, group: &Group) -> Row {
-        Row {
-            threads: self.threads,
-            ..Row::new(
-                group.name,
-                group.layout.count,
-                self.pattern.name(),
-                self.contender.0,
-                &self.figures,
-            )
-        }
+        Row::new(
+            group.name,
+            group.layout.count,
+            self.pattern.name(),
+            self.contender.0,
+            &self.figures,
+        )
+        .by(self.threads)
     }
 }
 
@@ -123,11 +86,8 @@ fn measure(group: &Group, rounds: u32) {
     let mut all = Vec::new();
     for contender in &contenders {
         for pattern in group.patterns {
-            let threads: &[u32] = if group.threads && *pattern == Pattern::Random {
-                &[1, 2]
-            } else {
-                &[1]
-            };
+            let by_two = group.by_two.contains(pattern);
+            let threads: &[u32] = if by_two { &[1, 2] } else { &[1] };
             all.extend(threads.iter().map(|threads| Series {
                 contender,
                 pattern: *pattern,
@@ -148,6 +108,15 @@ fn measure(group: &Group, rounds: u32) {
     }
 }
 
+/// Measures so many rounds.
+type Rows = fn(u32) -> Vec<Row>;
+
+/// What is not writes to ranges that stay as they are.
+const OTHERS: [(&str, Rows); 2] = [
+    ("changes of tracked pages", tracking::rows),
+    ("dispatch beside an updater", updater::rows),
+];
+
 fn main() {
     let args = Args::parse();
     let groups = plan::groups();
@@ -158,10 +127,10 @@ fn main() {
         eprintln!("{}, {}", group.name, group.layout.count);
         measure(group, args.rounds.max(1));
     }
-    if "changes of tracked pages".contains(&args.only) {
-        eprintln!("changes of tracked pages");
-        tracking::rows(args.rounds.max(1))
-            .iter()
-            .for_each(Row::print);
+    for (name, rows) in OTHERS {
+        if name.contains(&args.only) {
+            eprintln!("{name}");
+            rows(args.rounds.max(1)).iter().for_each(Row::print);
+        }
     }
 }

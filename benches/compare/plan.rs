@@ -21,8 +21,8 @@ pub(crate) struct Group {
     pub(crate) name: &'static str,
     pub(crate) layout: Layout,
     pub(crate) patterns: &'static [Pattern],
-    /// Two threads as well.
-    pub(crate) threads: bool,
+    /// Those of them that two threads make, too.
+    pub(crate) by_two: &'static [Pattern],
     pub(crate) make: fn(Layout) -> Vec<Named>,
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn groups() -> Vec<Group> {
             name: "ports",
             layout: Layout::ports(count),
             patterns: &[Hot, Random, Chained],
-            threads: false,
+            by_two: &[],
             make: ports,
         });
     }
@@ -94,14 +94,14 @@ pub(crate) fn groups() -> Vec<Group> {
             name: "ranges, page-aligned",
             layout: Layout::aligned(count),
             patterns: &[Hot, Sequential, Random, Chained],
-            threads: count == 256,
+            by_two: if count == 256 { &[Hot, Random] } else { &[] },
             make: aligned_ranges,
         });
         groups.push(Group {
             name: "ranges, several in a page",
             layout: Layout::small(count),
             patterns: &[Hot, Random, Chained],
-            threads: false,
+            by_two: &[],
             make: ranges,
         });
     }
@@ -110,7 +110,11 @@ pub(crate) fn groups() -> Vec<Group> {
             name: "tracked pages, 8 handlers",
             layout: Layout::pages(count, 8),
             patterns: &[Hot, Sequential, Random, Chained],
-            threads: count == 1_000_000,
+            by_two: if count == 1_000_000 {
+                &[Hot, Random]
+            } else {
+                &[]
+            },
             make: pages,
         });
         if count > 8 {
@@ -118,7 +122,7 @@ pub(crate) fn groups() -> Vec<Group> {
                 name: "tracked pages, a handler each",
                 layout: Layout::pages(count, count),
                 patterns: &[Hot, Sequential, Random, Chained],
-                threads: false,
+                by_two: &[],
                 make: pages,
             });
         }

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use vm_device::DeviceMmio;
 
-use crate::Row;
 use crate::clock::{Figure, each, figure, median, pin, preemptions};
+use crate::row::Row;
 use crate::support::device::Device;
 use crate::support::layout::Layout;
 use crate::support::ours::Pages;

@@ -30,15 +30,15 @@ fn refused(outcome: impl fmt::Debug) {
 }
 
 /// What a range leads to.
-struct Route {
-    handler: Arc<dyn Handler>,
-    base: u64,
+pub(crate) struct Route {
+    pub(crate) handler: Arc<dyn Handler>,
+    pub(crate) base: u64,
 }
 
 /// MMIO ranges.
 pub(crate) struct Ranges {
-    map: RangeMap<Route>,
-    grace: Arc<Grace>,
+    pub(crate) map: RangeMap<Route>,
+    pub(crate) grace: Arc<Grace>,
     ram: NoRam,
 }
 

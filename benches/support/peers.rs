@@ -15,7 +15,7 @@ use super::device::Device;
 use super::layout::Layout;
 use super::walk::Walk;
 
-type DynDevice = Arc<dyn DeviceMmio + Send + Sync>;
+pub(crate) type DynDevice = Arc<dyn DeviceMmio + Send + Sync>;
 
 /// One object a device, as many pointers to it as it has ranges.
 fn devices(layout: Layout) -> impl Iterator<Item = (u64, DynDevice)> {
@@ -31,8 +31,12 @@ fn devices(layout: Layout) -> impl Iterator<Item = (u64, DynDevice)> {
     })
 }
 
-fn bus_range(layout: Layout, range: u64) -> MmioRange {
-    BusRange::new(MmioAddress(layout.first(range)), layout.len).expect("in the space")
+pub(crate) fn bus_range(layout: Layout, range: u64) -> MmioRange {
+    bus_range_at(layout.first(range), layout.len)
+}
+
+pub(crate) fn bus_range_at(base: u64, len: u64) -> MmioRange {
+    BusRange::new(MmioAddress(base), len).expect("in the space")
 }
 
 /// vm-device, whoever protects it.
@@ -200,7 +204,7 @@ impl Contender for VmDeviceTree {
 }
 
 /// papaya, from a page's number to its device; one pin for all, which is its best case.
-pub(crate) struct Papaya(papaya::HashMap<u64, DynDevice>);
+pub(crate) struct Papaya(pub(crate) papaya::HashMap<u64, DynDevice>);
 
 impl Papaya {
     pub(crate) fn new(layout: Layout) -> Self {
@@ -233,7 +237,7 @@ impl Contender for Papaya {
 }
 
 /// `RwLock<BTreeMap>` by first address.
-pub(crate) struct RwTree(RwLock<BTreeMap<u64, (u64, DynDevice)>>);
+pub(crate) struct RwTree(pub(crate) RwLock<BTreeMap<u64, (u64, DynDevice)>>);
 
 impl RwTree {
     pub(crate) fn new(layout: Layout) -> Self {
@@ -267,7 +271,7 @@ impl Contender for RwTree {
 }
 
 /// `RwLock<HashMap>` by page, with std's hasher.
-pub(crate) struct RwHash(RwLock<HashMap<u64, DynDevice>>);
+pub(crate) struct RwHash(pub(crate) RwLock<HashMap<u64, DynDevice>>);
 
 impl RwHash {
     pub(crate) fn new(layout: Layout) -> Self {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::goals;
 
-/// One contender's figures for one kind of write: nanoseconds each, a figure a round.
+/// One contender's figures for one kind of work, a figure a round.
 #[derive(Deserialize, Clone)]
 pub(crate) struct Row {
     pub(crate) name: String,
@@ -15,29 +15,54 @@ pub(crate) struct Row {
     pub(crate) pattern: String,
     pub(crate) threads: u32,
     pub(crate) contender: String,
+    /// Of the figures: "ns", of one operation, or another one.
+    #[serde(default = "nanoseconds")]
+    pub(crate) unit: String,
     rounds: Vec<f64>,
     /// Rounds whose figure is of slices in which others took the CPU.
     pub(crate) disturbed: usize,
 }
 
-/// Ours against one of the others.
-#[derive(Serialize)]
+fn nanoseconds() -> String {
+    "ns".into()
+}
+
+/// Ours against one of the others, or by itself.
+#[derive(Serialize, Clone)]
 pub(crate) struct Compared {
     /// The group, and which of ours.
     pub(crate) name: String,
     pub(crate) n: u64,
     pub(crate) pattern: String,
     pub(crate) threads: u32,
-    /// Ours: the median of the rounds.
-    pub(crate) median_ns: f64,
+    /// Ours: the median of the rounds; null if the figures are no times.
+    pub(crate) median_ns: Option<f64>,
     /// Ours: half the distance from the lowest to the highest round, as a part of the median.
     pub(crate) spread: f64,
-    pub(crate) against: String,
+    /// "a nanosecond", or another unit, if the goal is one of the figure by itself; null if there is nothing to compare with.
+    pub(crate) against: Option<String>,
     /// The median of each round's ratio of ours to the other.
-    pub(crate) ratio: f64,
+    pub(crate) ratio: Option<f64>,
     /// The highest ratio that is good enough; null if there is no goal.
     pub(crate) goal: Option<f64>,
     pub(crate) met: Option<bool>,
+}
+
+impl Compared {
+    fn new(row: &Row, against: Option<&str>, ratio: Option<f64>, goal: Option<f64>) -> Self {
+        Compared {
+            name: format!("{}: {}", row.name, row.contender),
+            n: row.n,
+            pattern: row.pattern.clone(),
+            threads: row.threads,
+            median_ns: (row.unit == "ns").then(|| row.median()),
+            spread: row.spread(),
+            against: against.map(Into::into),
+            ratio,
+            goal,
+            met: goal.zip(ratio).map(|(goal, ratio)| ratio <= goal),
+        }
+    }
 }
 
 fn median(values: impl IntoIterator<Item = f64>) -> f64 {
@@ -62,6 +87,13 @@ impl Row {
         let same = (&self.name, self.n, &self.pattern, &self.contender)
             == (&two.name, two.n, &two.pattern, &two.contender);
         same && self.threads == 1 && two.threads == 2
+    }
+
+    /// Whether it is the same dispatcher, beside which nobody changes anything.
+    fn is_without_updater(&self, beside: &Row) -> bool {
+        let same =
+            (&self.name, self.n, &self.contender) == (&beside.name, beside.n, &beside.contender);
+        same && self.pattern == "no updater" && beside.pattern.starts_with("updater")
     }
 
     pub(crate) fn median(&self) -> f64 {
@@ -111,43 +143,37 @@ impl Figures {
         self.0.iter().filter(beside)
     }
 
-    /// Every one of ours against every other beside it.
-    pub(crate) fn compare(&self) -> Result<Vec<Compared>> {
+    /// Every one of ours against every other beside it; and what peers keep beside an updater.
+    pub(crate) fn compare(&self) -> Vec<Compared> {
         let mut all = Vec::new();
-        for ours in self.ours() {
+        for row in &self.0 {
             let before = all.len();
-            let compared = |against: &str, ratio: f64, goal: Option<f64>| Compared {
-                name: format!("{}: {}", ours.name, ours.contender),
-                n: ours.n,
-                pattern: ours.pattern.clone(),
-                threads: ours.threads,
-                median_ns: ours.median(),
-                spread: ours.spread(),
-                against: against.into(),
-                ratio,
-                goal,
-                met: goal.map(|goal| ratio <= goal),
+            let mut add = |against: &str, ratio: f64, goal| {
+                all.push(Compared::new(row, Some(against), Some(ratio), goal));
             };
-            for other in self.beside(ours) {
-                let goal = goals::of(ours, other);
-                all.push(compared(&other.contender, ours.ratio(other), goal));
+            if let Some(alone) = self.0.iter().find(|alone| alone.is_without_updater(row)) {
+                let is_asked = row.is_ours() && row.pattern == "updater";
+                let goal = is_asked.then(|| goals::beside_updater(row));
+                add("no updater", row.ratio(alone), goal);
+            }
+            if !row.is_ours() {
+                continue;
+            }
+            for other in self.beside(row) {
+                add(&other.contender, row.ratio(other), goals::of(row, other));
+            }
+            if let Some(one) = self.0.iter().find(|one| one.is_alone(row)) {
+                // Both threads' writes count: half the time of one is perfect.
+                add("one thread", row.ratio(one), Some(goals::two_threads(row)));
+            }
+            if let Some((unit, goal)) = goals::of_itself(row) {
+                add(unit, row.median(), Some(goal));
             }
             if all.len() == before {
-                bail!("nothing beside {} in {}", ours.contender, ours.name);
-            }
-            if let Some(one) = self.0.iter().find(|row| row.is_alone(ours)) {
-                // Both threads' writes count: half the time of one is perfect.
-                all.push(compared(
-                    "one thread",
-                    ours.ratio(one),
-                    Some(goals::TWO_THREADS),
-                ));
-            }
-            if let Some(goal) = goals::nanoseconds(ours) {
-                all.push(compared("a nanosecond", ours.median(), Some(goal)));
+                all.push(Compared::new(row, None, None, None));
             }
         }
-        Ok(all)
+        all
     }
 }
 
@@ -165,9 +191,12 @@ mod tests {
     fn ratios_are_of_rounds_and_not_of_medians() {
         // The machine was three times as slow in the second round; what is compared was measured side by side.
         let lines = [line("ours", "[1,3,1]"), line("vm-device", "[2,6,2]")].join("\n");
-        let compared = Figures::parse(&lines).unwrap().compare().unwrap();
+        let compared = Figures::parse(&lines).unwrap().compare();
         assert_eq!(compared.len(), 1);
-        assert_eq!((compared[0].ratio, compared[0].median_ns), (0.5, 1.0));
+        assert_eq!(
+            (compared[0].ratio, compared[0].median_ns),
+            (Some(0.5), Some(1.0))
+        );
         assert_eq!(compared[0].spread, 1.0);
         assert_eq!((compared[0].goal, compared[0].met), (Some(0.7), Some(true)));
     }
@@ -175,8 +204,48 @@ mod tests {
     #[test]
     fn a_goal_that_is_missed_is_told() {
         let lines = [line("ours", "[1]"), line("vm-device", "[1]")].join("\n");
-        let compared = Figures::parse(&lines).unwrap().compare().unwrap();
+        let compared = Figures::parse(&lines).unwrap().compare();
         assert_eq!(compared[0].met, Some(false));
+    }
+
+    #[test]
+    fn what_a_dispatcher_keeps_is_told_beside_its_goal() {
+        let line = |pattern: &str, rounds: &str| {
+            line("ours", rounds)
+                .replace("hot", pattern)
+                .replace(r#""n":8,"#, r#""n":256,"#)
+        };
+        let lines = [
+            line("no updater", "[6,6]"),
+            line("updater", "[9,9]"),
+            line("updater elsewhere", "[6,6]"),
+        ];
+        let rows = Figures::parse(&lines.join("\n")).unwrap();
+        let of = |pattern: &str| {
+            let all = rows.compare();
+            let mut found = all.into_iter().filter(|row| row.pattern == pattern);
+            found.find(|row| row.against.as_deref() == Some("no updater"))
+        };
+        assert!(of("no updater").is_none());
+        let beside = of("updater").unwrap();
+        assert_eq!((beside.ratio, beside.met), (Some(1.5), Some(false)));
+        assert_eq!(of("updater elsewhere").unwrap().goal, None);
+    }
+
+    #[test]
+    fn what_has_nothing_beside_it_is_told_all_the_same() {
+        let alone = Figures::parse(&line("ours", "[1]")).unwrap().compare();
+        let [row] = alone.as_slice() else {
+            panic!("one row");
+        };
+        assert_eq!((row.median_ns, &row.against), (Some(1.0), &None));
+        assert_eq!((row.ratio, row.met), (None, None));
+    }
+
+    #[test]
+    fn figures_that_are_no_times_are_not_told_as_such() {
+        let bytes = line("ours", "[9]").replace(r#""threads""#, r#""unit":"bytes","threads""#);
+        assert_eq!(Figures::parse(&bytes).unwrap().compare()[0].median_ns, None);
     }
 
     #[test]
@@ -184,7 +253,5 @@ mod tests {
         assert!(Figures::parse(&line("ours", "[]")).is_err());
         assert!(Figures::parse(&line("ours", "[0]")).is_err());
         assert!(Figures::parse("no JSON").is_err());
-        let alone = Figures::parse(&line("ours", "[1]")).unwrap();
-        assert!(alone.compare().is_err(), "nothing to compare with");
     }
 }

@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if figures.is_empty() {
         bail!("no group's name contains {:?}", args.only);
     }
-    let compared = figures.compare()?;
+    let compared = figures.compare();
     table::print(&figures, &compared);
     let path = root().join("target/bench.json");
     std::fs::write(&path, serde_json::to_string_pretty(&compared)?)

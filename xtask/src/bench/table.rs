@@ -5,7 +5,7 @@
 use super::figures::{Compared, Figures, Row};
 
 /// Columns of ratios, and what they are to.
-const COLUMNS: [(&str, &str); 9] = [
+const COLUMNS: [(&str, &str); 10] = [
     ("floor", "direct call"),
     ("vm-dev", "vm-device"),
     ("tree", "vm-device's tree"),
@@ -15,17 +15,26 @@ const COLUMNS: [(&str, &str); 9] = [
     ("Hash", "RwLock<HashMap>"),
     ("papaya", "papaya"),
     ("1 thr", "one thread"),
+    ("no upd.", "no updater"),
 ];
 
+/// Of a goal.
+fn mark(met: Option<bool>) -> &'static str {
+    match met {
+        Some(true) => "✓",
+        Some(false) => "✗",
+        None => " ",
+    }
+}
+
 fn cell(compared: &[&Compared], against: &str) -> String {
-    let found = compared.iter().find(|other| other.against == against);
-    found.map_or_else(
+    let found = compared
+        .iter()
+        .find(|other| other.against.as_deref() == Some(against));
+    let ratio = found.and_then(|found| Some((found.ratio?, found.met)));
+    ratio.map_or_else(
         || "–".into(),
-        |found| match found.met {
-            Some(true) => format!("{:.2}✓", found.ratio),
-            Some(false) => format!("{:.2}✗", found.ratio),
-            None => format!("{:.2} ", found.ratio),
-        },
+        |(ratio, met)| format!("{ratio:.2}{}", mark(met)),
     )
 }
 
@@ -66,16 +75,11 @@ fn line(ours: &Row, figures: &Figures, compared: &[Compared]) {
     };
     let beside: Vec<&Compared> = compared.iter().filter(beside).collect();
     let cells = COLUMNS.map(|(_, against)| format!("{:>8}", cell(&beside, against)));
-    let in_itself = beside
-        .iter()
-        .find(|other| other.against == "a nanosecond")
-        .map_or(" ", |itself| {
-            if itself.met == Some(true) {
-                "✓"
-            } else {
-                "✗"
-            }
-        });
+    let is_of_itself = |other: &&&Compared| {
+        let against = other.against.as_deref();
+        against.is_some_and(|against| against.starts_with("a "))
+    };
+    let in_itself = mark(beside.iter().find(is_of_itself).and_then(|row| row.met));
     let any = std::iter::once(ours).chain(figures.beside(ours));
     let disturbed = if any.into_iter().any(|row| row.disturbed > 0) {
         "*"

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What the comparison writes down: a line of JSON per contender and kind of work.
+
+use serde::Serialize;
+
+use crate::clock::Figure;
+
+/// One contender's figures.
+#[derive(Serialize)]
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) n: u64,
+    pub(crate) pattern: &'static str,
+    pub(crate) threads: u32,
+    pub(crate) contender: &'static str,
+    /// Nanoseconds of one operation, a figure a round.
+    rounds: Vec<f64>,
+    /// Rounds in which too few slices were undisturbed.
+    disturbed: usize,
+}
+
+impl Row {
+    pub(crate) fn new(
+        name: &'static str,
+        n: u64,
+        pattern: &'static str,
+        contender: &'static str,
+        figures: &[Figure],
+    ) -> Self {
+        Row {
+            name,
+            n,
+            pattern,
+            threads: 1,
+            contender,
+            rounds: figures.iter().map(|figure| figure.ns).collect(),
+            disturbed: figures.iter().filter(|figure| figure.disturbed).count(),
+        }
+    }
+
+    /// The same by so many threads.
+    pub(crate) fn by(self, threads: u32) -> Self {
+        Row { threads, ..self }
+    }
+
+    pub(crate) fn print(&self) {
+        println!("{}", serde_json::to_string(self).expect("plain data"));
+    }
+}
