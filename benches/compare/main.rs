@@ -3,9 +3,14 @@
 //! The comparison for the record: `cargo xtask bench` runs this and makes the table. Writes a line of JSON per figure to
 //! standard output: every round's figure of every contender, interleaved.
 
+mod calls;
 mod changes;
 mod clock;
+mod floors;
+mod guest;
+mod mixed;
 mod plan;
+mod round_trip;
 mod row;
 #[path = "../support/mod.rs"]
 mod support;
@@ -29,6 +34,9 @@ struct Args {
     /// Only groups whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Is the process whose system calls are counted.
+    #[arg(long, hide = true)]
+    traced: Option<calls::Waiting>,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -112,13 +120,21 @@ fn measure(group: &Group, rounds: u32) {
 type Rows = fn(u32) -> Vec<Row>;
 
 /// What is not writes to ranges that stay as they are.
-const OTHERS: [(&str, Rows); 2] = [
+const OTHERS: &[(&str, Rows)] = &[
     ("changes of tracked pages", tracking::rows),
     ("dispatch beside an updater", updater::rows),
+    ("round trip on the model", round_trip::rows),
+    ("mixed load on the model", mixed::rows),
+    ("system calls of a round trip", calls::rows),
+    ("an idle server", mixed::idle),
 ];
 
 fn main() {
     let args = Args::parse();
+    if let Some(waiting) = args.traced {
+        calls::traced(waiting).expect("the model refuses nothing of this");
+        return;
+    }
     let groups = plan::groups();
     for group in groups
         .iter()

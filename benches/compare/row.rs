@@ -14,7 +14,9 @@ pub(crate) struct Row {
     pub(crate) pattern: &'static str,
     pub(crate) threads: u32,
     pub(crate) contender: &'static str,
-    /// Nanoseconds of one operation, a figure a round.
+    /// What the figures are: "ns", of one operation, or another unit.
+    pub(crate) unit: &'static str,
+    /// A figure a round.
     rounds: Vec<f64>,
     /// Rounds in which too few slices were undisturbed.
     disturbed: usize,
@@ -34,8 +36,22 @@ impl Row {
             pattern,
             threads: 1,
             contender,
+            unit: "ns",
             rounds: figures.iter().map(|figure| figure.ns).collect(),
             disturbed: figures.iter().filter(|figure| figure.disturbed).count(),
+        }
+    }
+
+    /// Figures that are no times. There are no disturbed ones among them.
+    pub(crate) fn of(
+        unit: &'static str,
+        (name, n, pattern, contender): (&'static str, u64, &'static str, &'static str),
+        rounds: Vec<f64>,
+    ) -> Self {
+        Row {
+            unit,
+            rounds,
+            ..Row::new(name, n, pattern, contender, &[])
         }
     }
 

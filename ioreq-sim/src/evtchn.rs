@@ -150,6 +150,9 @@ impl Ring {
         } else {
             queue.ports.push_back(port);
         }
+        // Without the lock: who is woken takes it first of all. A look in between finds the port, and the descriptor readable for nothing
+        // after it, as a spurious event makes it.
+        drop(queue);
         // It cannot fail short of a counter of 2^64 - 1, and the queue is what counts.
         let _ = self.fd.write(1);
     }

@@ -49,9 +49,21 @@ pub(crate) struct Compared {
 }
 
 impl Compared {
+    /// Whether it is of that row.
+    pub(crate) fn is_of(&self, row: &Row) -> bool {
+        (&self.name, self.n, &self.pattern, self.threads)
+            == (&row.title(), row.n, &row.pattern, row.threads)
+    }
+
+    /// Whether it says how the figure by itself compares with its goal.
+    pub(crate) fn is_of_itself(&self) -> bool {
+        let against = self.against.as_deref();
+        against.is_some_and(|against| against.starts_with("a "))
+    }
+
     fn new(row: &Row, against: Option<&str>, ratio: Option<f64>, goal: Option<f64>) -> Self {
         Compared {
-            name: format!("{}: {}", row.name, row.contender),
+            name: row.title(),
             n: row.n,
             pattern: row.pattern.clone(),
             threads: row.threads,
@@ -72,6 +84,11 @@ fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 }
 
 impl Row {
+    /// Its group, and whose it is.
+    fn title(&self) -> String {
+        format!("{}: {}", self.name, self.contender)
+    }
+
     pub(crate) fn is_ours(&self) -> bool {
         self.contender.starts_with("ours")
     }
@@ -135,6 +152,22 @@ impl Figures {
 
     pub(crate) fn ours(&self) -> impl Iterator<Item = &Row> {
         self.0.iter().filter(|row| row.is_ours())
+    }
+
+    /// The same, those of one kind of work and one of ours together.
+    pub(crate) fn groups(&self) -> Vec<Vec<&Row>> {
+        let mut groups: Vec<Vec<&Row>> = Vec::new();
+        for row in self.ours() {
+            let is_its = |group: &&mut Vec<&Row>| {
+                let first = group.first();
+                first.is_some_and(|first| first.title() == row.title())
+            };
+            match groups.iter_mut().find(is_its) {
+                Some(group) => group.push(row),
+                None => groups.push(vec![row]),
+            }
+        }
+        groups
     }
 
     /// The others that served the same writes.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! `cargo xtask bench`: dispatch against its peers, in one run on one machine; and instructions of a request.
+//! `cargo xtask bench`: ours against peers and floors, in one run on one machine; and instructions of a request.
 
 mod figures;
 mod goals;

@@ -5,7 +5,7 @@
 use super::figures::{Compared, Figures, Row};
 
 /// Columns of ratios, and what they are to.
-const COLUMNS: [(&str, &str); 10] = [
+const COLUMNS: [(&str, &str); 13] = [
     ("floor", "direct call"),
     ("vm-dev", "vm-device"),
     ("tree", "vm-device's tree"),
@@ -16,6 +16,9 @@ const COLUMNS: [(&str, &str); 10] = [
     ("papaya", "papaya"),
     ("1 thr", "one thread"),
     ("no upd.", "no updater"),
+    ("raw", "raw program"),
+    ("slot", "slot alone"),
+    ("plain", "no shadow"),
 ];
 
 /// Of a goal.
@@ -38,48 +41,61 @@ fn cell(compared: &[&Compared], against: &str) -> String {
     )
 }
 
-/// A line per row of ours: nanoseconds, and ratios of ours to the others.
+/// The columns that any of these has something in.
+fn columns<'a>(
+    compared: impl Iterator<Item = &'a Compared> + Clone,
+) -> Vec<(&'static str, &'static str)> {
+    let has = |against: &str| {
+        let mut all = compared.clone();
+        all.any(|other| other.against.as_deref() == Some(against))
+    };
+    COLUMNS.into_iter().filter(|(_, of)| has(of)).collect()
+}
+
+/// As many digits as mean something.
+fn number(value: f64) -> String {
+    match value {
+        _ if value < 0.1 => format!("{value:.4}"),
+        _ if value < 10.0 => format!("{value:.2}"),
+        _ if value < 1000.0 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
+}
+
+/// A line per row of ours: the figure, and ratios of ours to the others.
 pub(crate) fn print(figures: &Figures, compared: &[Compared]) {
     println!(
-        "\nNanoseconds of one write (median, spread of the rounds), and its ratio to others; below 1 is faster than they."
+        "\nOurs (median of the rounds, and their spread), and its ratio to others; below 1 is faster, or less, than they."
     );
-    println!("✓ ✗: a goal met or missed. *: others took the CPU while it was measured.\n");
-    let titles = COLUMNS.map(|(title, _)| format!("{title:>8}"));
-    println!(
-        "{:31} {:>8} {:16} {:>3} {:>8} {:>5} {}",
-        "",
-        "n",
-        "pattern",
-        "thr",
-        "ns",
-        "±%",
-        titles.concat()
-    );
-    let mut last = String::new();
-    for ours in figures.ours() {
-        let group = format!("{} {}", ours.name, ours.contender);
-        if group != last {
-            println!("{}: {}", ours.name, ours.contender);
-            last = group;
+    println!("✓ ✗: a goal met or missed. *: others took the CPU while it was measured.");
+    for group in figures.groups() {
+        let Some(first) = group.first() else { continue };
+        let of_it = |other: &&Compared| group.iter().any(|row| other.is_of(row));
+        let columns = columns(compared.iter().filter(of_it));
+        let titles = columns.iter().map(|(title, _)| format!("{title:>8}"));
+        println!("\n{}: {}", first.name, first.contender);
+        println!(
+            "  {:>9} {:34} {:>3} {:>10}   {:>4} {}",
+            "n",
+            "pattern",
+            "thr",
+            first.unit,
+            "±%",
+            titles.collect::<String>()
+        );
+        for ours in group {
+            line(ours, figures, compared, &columns);
         }
-        line(ours, figures, compared);
     }
     println!();
 }
 
-fn line(ours: &Row, figures: &Figures, compared: &[Compared]) {
-    let name = format!("{}: {}", ours.name, ours.contender);
-    let beside = |other: &&Compared| {
-        (&other.name, other.n, &other.pattern, other.threads)
-            == (&name, ours.n, &ours.pattern, ours.threads)
-    };
-    let beside: Vec<&Compared> = compared.iter().filter(beside).collect();
-    let cells = COLUMNS.map(|(_, against)| format!("{:>8}", cell(&beside, against)));
-    let is_of_itself = |other: &&&Compared| {
-        let against = other.against.as_deref();
-        against.is_some_and(|against| against.starts_with("a "))
-    };
-    let in_itself = mark(beside.iter().find(is_of_itself).and_then(|row| row.met));
+fn line(ours: &Row, figures: &Figures, compared: &[Compared], columns: &[(&str, &str)]) {
+    let beside: Vec<&Compared> = compared.iter().filter(|other| other.is_of(ours)).collect();
+    let cells = columns
+        .iter()
+        .map(|(_, against)| format!("{:>8}", cell(&beside, against)));
+    let in_itself = beside.iter().find(|other| other.is_of_itself());
     let any = std::iter::once(ours).chain(figures.beside(ours));
     let disturbed = if any.into_iter().any(|row| row.disturbed > 0) {
         "*"
@@ -87,14 +103,13 @@ fn line(ours: &Row, figures: &Figures, compared: &[Compared]) {
         ""
     };
     println!(
-        "{:31} {:>8} {:16} {:>3} {:>8.1}{} {:>4.0} {} {disturbed}",
-        "",
+        "  {:>9} {:34} {:>3} {:>10}{}  {:>4.0} {} {disturbed}",
         ours.n,
         ours.pattern,
         ours.threads,
-        ours.median(),
-        in_itself,
+        number(ours.median()),
+        mark(in_itself.and_then(|row| row.met)),
         ours.spread() * 100.0,
-        cells.concat()
+        cells.collect::<String>()
     );
 }
