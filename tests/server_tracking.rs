@@ -10,7 +10,7 @@ use ioreq::claim::{MemTypeClaim, PageState, PageTracker, Tracker};
 use ioreq::handler::{Context, PageHandler, PageOutcome, PageWrite, Verdict};
 use ioreq::server::{DmaError, IoreqServer, Workers};
 use ioreq::sim::{Domain, DomainConfig, Machine, SimHypervisor, XenVersion};
-use ioreq::{ErrorKind, Gfn, GfnRange, GuestMap, GuestRam, P2mType, VcpuId, Width};
+use ioreq::{ErrorKind, Gfn, GfnRange, GuestMap, GuestRam, Op, P2mType, VcpuId, Width};
 use vm_memory::GuestAddress;
 
 const VERSIONS: [XenVersion; 2] = [XenVersion::V4_17, XenVersion::V4_20];
@@ -546,4 +546,26 @@ fn a_devices_store_reaches_the_pages_handler() {
         dma.write(GuestAddress(0x100_0000), &[1]),
         Err(DmaError::Ram(_))
     ));
+}
+
+#[test]
+fn pages_that_leave_one_by_one_share_hypercalls_and_grace_periods() {
+    const PAGES: u64 = 2048;
+    let rig = Rig::new(XenVersion::V4_20, 1);
+    let handler = Answer::new(|_| PageOutcome::Apply);
+    rig.tracker.track(pages(0x100, PAGES), handler).unwrap();
+    let counts = || {
+        let counts = rig.domain.counts();
+        (counts.dmop(Op::SetMemType), counts.dmop(Op::SetServerState))
+    };
+    let before = counts();
+    for gfn in pages(0x100, PAGES).iter() {
+        rig.tracker.untrack(gfn.into()).unwrap();
+    }
+    assert_eq!(counts(), before, "queued, and nothing more");
+    rig.claim.settle(Duration::from_secs(10)).unwrap();
+    assert_eq!(rig.claim.marked_pages(), 0);
+    let changes = counts().0 - before.0;
+    assert!(changes <= PAGES / 64, "{changes} for {PAGES} pages");
+    assert_eq!(counts().1 - before.1, 2, "one for a batch of 1024");
 }

@@ -15,6 +15,7 @@ mod row;
 #[path = "../support/mod.rs"]
 mod support;
 mod tracking;
+mod unmark;
 mod updater;
 
 use clap::Parser;
@@ -127,6 +128,7 @@ const OTHERS: &[(&str, Rows)] = &[
     ("mixed load on the model", mixed::rows),
     ("system calls of a round trip", calls::rows),
     ("an idle server", mixed::idle),
+    ("unmarking on the model", unmark::rows),
 ];
 
 fn main() {
