@@ -6,8 +6,10 @@
 mod calls;
 mod changes;
 mod clock;
+mod counting;
 mod floors;
 mod guest;
+mod memory;
 mod mixed;
 mod plan;
 mod round_trip;
@@ -129,6 +131,7 @@ const OTHERS: &[(&str, Rows)] = &[
     ("system calls of a round trip", calls::rows),
     ("an idle server", mixed::idle),
     ("unmarking on the model", unmark::rows),
+    ("memory of tracked pages", memory::rows),
 ];
 
 fn main() {

@@ -206,10 +206,15 @@ impl Pages {
 
     /// A route of its own to a device.
     pub(crate) fn route(device: u64) -> Arc<Counted<PageRoute>> {
+        Self::route_of(device, &"tracker".into())
+    }
+
+    /// The same, by a tracker that has others.
+    pub(crate) fn route_of(device: u64, tracker: &Arc<str>) -> Arc<Counted<PageRoute>> {
         Counted::new(PageRoute {
             handler: Some(Device::new(device)),
             _fallback: Verdict::Apply,
-            _tracker: "tracker".into(),
+            _tracker: Arc::clone(tracker),
         })
     }
 
