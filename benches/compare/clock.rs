@@ -3,7 +3,7 @@
 //! Timing on a machine that others use, too: in slices so short that most are not disturbed. A slice in which the kernel took
 //! the CPU away from one of its threads is thrown away; waiting of one's own accord (for a lock) counts.
 
-use std::hint::spin_loop;
+use std::hint::{black_box, spin_loop};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -108,6 +108,35 @@ pub(crate) fn one_thread(contender: &dyn Contender, mut walk: Walk, warm_up: u32
     pin(0);
     let writes = writes_per_slice(contender, &mut walk, warm_up);
     figure(|| checked_slice(contender, &mut walk, writes))
+}
+
+/// Bytes that are walked over to empty a CPU's own caches: some times as many as they hold.
+const OTHERS: usize = 4 << 20;
+/// Writes between two such walks. The look at the clock is a part of it: some nanoseconds a write.
+const COLD_WRITES: u32 = 16;
+/// Slices of that many that make a figure.
+const COLD_SLICES: usize = 151;
+
+/// One thread, on CPU 0, whose L1 and L2 caches hold other things before every few writes, as after a real trap.
+pub(crate) fn cold_thread(contender: &dyn Contender, mut walk: Walk, warm_up: u32) -> Figure {
+    pin(0);
+    serve_checked(contender, &mut walk, warm_up);
+    let mut others = vec![1_u8; OTHERS];
+    let mut good = Vec::new();
+    for _ in 0..COLD_SLICES {
+        for line in others.chunks_mut(64) {
+            line[0] = line[0].wrapping_add(1);
+        }
+        black_box(&mut others);
+        let (ns, disturbed) = checked_slice(contender, &mut walk, COLD_WRITES);
+        if !disturbed {
+            good.push(ns);
+        }
+    }
+    Figure {
+        disturbed: good.len() < COLD_SLICES / 3,
+        ns: median(good),
+    }
 }
 
 /// Everybody waits here, spinning, until all have come.

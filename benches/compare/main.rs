@@ -14,6 +14,7 @@ mod mixed;
 mod plan;
 mod round_trip;
 mod row;
+mod shadow;
 #[path = "../support/mod.rs"]
 mod support;
 mod tracking;
@@ -22,7 +23,7 @@ mod updater;
 
 use clap::Parser;
 
-use clock::{Figure, one_thread, two_threads};
+use clock::{Figure, cold_thread, one_thread, two_threads};
 use plan::{Group, Named};
 use row::Row;
 use support::contender::check;
@@ -60,6 +61,7 @@ struct Series<'a> {
     contender: &'a Named,
     pattern: Pattern,
     threads: u32,
+    cold: bool,
     figures: Vec<Figure>,
 }
 
@@ -72,16 +74,25 @@ impl Series<'_> {
         };
         let (_, contender) = self.contender;
         self.figures.push(match self.threads {
+            1 if self.cold => cold_thread(&**contender, walk(0), warm_up),
             1 => one_thread(&**contender, walk(0), warm_up),
             _ => two_threads(&**contender, [walk(0), walk(1)], warm_up),
         });
+    }
+
+    fn pattern(&self) -> &'static str {
+        if self.cold {
+            "random, cold"
+        } else {
+            self.pattern.name()
+        }
     }
 
     fn row(&self, group: &Group) -> Row {
         Row::new(
             group.name,
             group.layout.count,
-            self.pattern.name(),
+            self.pattern(),
             self.contender.0,
             &self.figures,
         )
@@ -103,12 +114,22 @@ fn measure(group: &Group, rounds: u32) {
                 contender,
                 pattern: *pattern,
                 threads: *threads,
+                cold: false,
                 figures: Vec::new(),
             }));
         }
+        if group.cold {
+            all.push(Series {
+                contender,
+                pattern: Pattern::Random,
+                threads: 1,
+                cold: true,
+                figures: Vec::new(),
+            });
+        }
     }
     // By pattern, so that what is compared is measured side by side.
-    all.sort_by_key(|series| (series.pattern.name(), series.threads));
+    all.sort_by_key(|series| (series.pattern(), series.threads));
     for round in 0..rounds {
         for series in &mut all {
             series.measure(group, round);
@@ -132,6 +153,7 @@ const OTHERS: &[(&str, Rows)] = &[
     ("an idle server", mixed::idle),
     ("unmarking on the model", unmark::rows),
     ("memory of tracked pages", memory::rows),
+    ("shadow page tables on the model", shadow::rows),
 ];
 
 fn main() {

@@ -23,6 +23,8 @@ pub(crate) struct Group {
     pub(crate) patterns: &'static [Pattern],
     /// Those of them that two threads make, too.
     pub(crate) by_two: &'static [Pattern],
+    /// Random ones with cold caches, too.
+    pub(crate) cold: bool,
     pub(crate) make: fn(Layout) -> Vec<Named>,
 }
 
@@ -86,6 +88,7 @@ pub(crate) fn groups() -> Vec<Group> {
             layout: Layout::ports(count),
             patterns: &[Hot, Random, Chained],
             by_two: &[],
+            cold: false,
             make: ports,
         });
     }
@@ -95,6 +98,7 @@ pub(crate) fn groups() -> Vec<Group> {
             layout: Layout::aligned(count),
             patterns: &[Hot, Sequential, Random, Chained],
             by_two: if count == 256 { &[Hot, Random] } else { &[] },
+            cold: true,
             make: aligned_ranges,
         });
         groups.push(Group {
@@ -102,6 +106,7 @@ pub(crate) fn groups() -> Vec<Group> {
             layout: Layout::small(count),
             patterns: &[Hot, Random, Chained],
             by_two: &[],
+            cold: false,
             make: ranges,
         });
     }
@@ -115,6 +120,7 @@ pub(crate) fn groups() -> Vec<Group> {
             } else {
                 &[]
             },
+            cold: count == 1_000_000,
             make: pages,
         });
         if count > 8 {
@@ -123,6 +129,7 @@ pub(crate) fn groups() -> Vec<Group> {
                 layout: Layout::pages(count, count),
                 patterns: &[Hot, Sequential, Random, Chained],
                 by_two: &[],
+                cold: count == 1_000_000,
                 make: pages,
             });
         }

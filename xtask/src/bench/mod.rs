@@ -6,6 +6,7 @@ mod figures;
 mod goals;
 pub(crate) mod instructions;
 mod table;
+mod vgpu;
 
 use std::process::Stdio;
 
@@ -46,7 +47,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !output.status.success() {
         bail!("{bench:?} ended with {}", output.status);
     }
-    let lines = String::from_utf8(output.stdout).context("figures in UTF-8")?;
+    let mut lines = String::from_utf8(output.stdout).context("figures in UTF-8")?;
+    if vgpu::NAME.contains(&args.only) {
+        eprintln!("{}", vgpu::NAME);
+        lines.push_str(&vgpu::row()?);
+    }
     let figures = Figures::parse(&lines)?;
     if figures.is_empty() {
         bail!("no group's name contains {:?}", args.only);
