@@ -82,12 +82,14 @@ fn beside_updater(
                 (turns, told.preempted.load(Ordering::Relaxed))
             };
             let (turns, preempted) = look();
+            let looked = Instant::now();
             let (ns, disturbed) = checked_slice(contender, &mut walk, writes);
+            let between = looked.elapsed();
             let (turns_after, preempted_after) = look();
             // No turn at all: the updater did not run.
             let disturbed = disturbed || preempted != preempted_after || turns == turns_after;
             if !disturbed {
-                changes.push(ns * f64::from(writes) / made(turns_after - turns));
+                changes.push(between.as_secs_f64() * 1e9 / made(turns_after - turns));
             }
             (ns, disturbed)
         });

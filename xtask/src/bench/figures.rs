@@ -150,6 +150,10 @@ impl Figures {
         self.0.is_empty()
     }
 
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Row> {
+        self.0.iter()
+    }
+
     pub(crate) fn ours(&self) -> impl Iterator<Item = &Row> {
         self.0.iter().filter(|row| row.is_ours())
     }

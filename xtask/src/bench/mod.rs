@@ -5,6 +5,8 @@
 mod figures;
 mod goals;
 pub(crate) mod instructions;
+mod plots;
+mod record;
 mod table;
 mod vgpu;
 
@@ -27,8 +29,8 @@ pub(crate) struct Args {
     /// Counts the instructions of a request with callgrind instead, and compares with the checked-in counts.
     #[arg(long)]
     instructions: bool,
-    /// With --instructions: writes the counts anew.
-    #[arg(long, requires = "instructions")]
+    /// Writes tables and plots into docs/benchmarks.md, too; with --instructions, the counts anew.
+    #[arg(long)]
     record: bool,
 }
 
@@ -68,5 +70,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .iter()
         .filter(|compared| compared.met == Some(true));
     println!("{} of {goals} goals met", met.count());
+    if args.record {
+        record::write(&figures, &compared, args.rounds)?;
+    }
     Ok(())
 }

@@ -5,7 +5,7 @@
 use super::figures::{Compared, Figures, Row};
 
 /// Columns of ratios, and what they are to.
-const COLUMNS: [(&str, &str); 13] = [
+pub(super) const COLUMNS: [(&str, &str); 13] = [
     ("floor", "direct call"),
     ("vm-dev", "vm-device"),
     ("tree", "vm-device's tree"),
@@ -22,7 +22,7 @@ const COLUMNS: [(&str, &str); 13] = [
 ];
 
 /// Of a goal.
-fn mark(met: Option<bool>) -> &'static str {
+pub(super) fn mark(met: Option<bool>) -> &'static str {
     match met {
         Some(true) => "✓",
         Some(false) => "✗",
@@ -42,7 +42,7 @@ fn cell(compared: &[&Compared], against: &str) -> String {
 }
 
 /// The columns that any of these has something in.
-fn columns<'a>(
+pub(super) fn columns<'a>(
     compared: impl Iterator<Item = &'a Compared> + Clone,
 ) -> Vec<(&'static str, &'static str)> {
     let has = |against: &str| {
@@ -53,7 +53,7 @@ fn columns<'a>(
 }
 
 /// As many digits as mean something.
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     match value {
         _ if value < 0.1 => format!("{value:.4}"),
         _ if value < 10.0 => format!("{value:.2}"),
