@@ -240,6 +240,49 @@ fn what_was_resumed_before_it_failed_stays() {
     assert_eq!(rig.marked(), [0x10, 0x11, 0x23, 0x30, 0x31, 0x32, 0x33]);
 }
 
+/// Pages 0x10 to 0x13 are tracked again; 0x20, 0x21 and 0x23 are remembered.
+fn half_resumed() -> Rig {
+    let rig = rig();
+    for first in [0x10, 0x20] {
+        let handler = Arc::new(Count::default());
+        rig.tracker.track(pages(first, 4), handler).unwrap();
+    }
+    rig.claim.suspend(BOUND).unwrap();
+    let running = rig.server.start().unwrap();
+    let gives = rig.domain.spawn(VcpuId(0), |cpu| cpu.give_back(Gfn(0x22)));
+    gives.unwrap().join().unwrap();
+    running.stop().unwrap();
+    let err = rig.claim.resume().unwrap_err();
+    assert_eq!(err.done, [pages(0x10, 4)]);
+    rig.tracker.untrack(pages(0x22, 1)).unwrap();
+    rig.claim.settle(BOUND).unwrap();
+    assert_eq!(rig.marked(), [0x10, 0x11, 0x12, 0x13]);
+    assert!(rig.claim.is_suspended());
+    rig
+}
+
+#[test]
+fn what_was_resumed_before_it_failed_is_suspended_again() {
+    let rig = half_resumed();
+    rig.claim.suspend(BOUND).unwrap();
+    assert_eq!(rig.marked(), [0_u64; 0]);
+    rig.domain.set_log_dirty(true).unwrap();
+    rig.domain.set_log_dirty(false).unwrap();
+    rig.claim.resume().unwrap();
+    assert_eq!(rig.claim.marked_pages(), 7);
+}
+
+#[test]
+fn a_server_whose_pages_were_resumed_in_part_comes_to_rest() {
+    let rig = half_resumed();
+    let quiesced = rig.server.quiesce(BOUND).unwrap();
+    assert_eq!(rig.marked(), [0_u64; 0]);
+    let saved: Vec<_> = quiesced.save().pages("watch").collect();
+    assert_eq!(saved.iter().map(|pages| pages.pages()).sum::<u64>(), 7);
+    quiesced.resume().unwrap();
+    assert_eq!(rig.claim.marked_pages(), 7);
+}
+
 #[test]
 fn pages_with_a_handler_each_come_back_in_few_calls() {
     let rig = rig();

@@ -316,7 +316,11 @@ impl Rig {
         assert_eq!(self.domain.state(), DomainState::Running);
         if self.claim.is_suspended() {
             self.domain.faults().fail_set_mem_type_after(u64::MAX);
+            // What may be marked is unmarked first.
+            let bound = Duration::from_secs(60);
+            self.claim.settle(bound).expect("not in a handler");
             self.resume();
+            assert!(!self.claim.is_suspended());
         }
         // What was posted last.
         self.server.poll().expect("not in a handler");

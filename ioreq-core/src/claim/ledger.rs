@@ -122,20 +122,21 @@ impl Ledger {
         self.suspended.is_some()
     }
 
-    /// Everything starts to leave, and is remembered. Nothing can be tracked until [`resume`](Self::resume).
+    /// Everything starts to leave, and is remembered. Nothing can be tracked until [`resume`](Self::resume). Where that failed in the
+    /// middle, the pages that it did leave again.
     pub(crate) fn suspend<H: Hypervisor>(&mut self, core: &Core<H>) -> Result<()> {
-        self.marking(core)?;
-        let mut suspended = Suspended::default();
+        self.open(core)?;
+        let mut tracked = Suspended::default();
         for gfn in core.pages.ranges().iter().flat_map(GfnRange::iter) {
             let route = core.pages.route_of(gfn);
             if let Some(route) = route.filter(|route| !route.is_leaving()) {
-                suspended.add(gfn, route);
+                tracked.add(gfn, route);
             }
         }
-        for (pages, route) in suspended.runs() {
+        for (pages, route) in tracked.runs() {
             self.leave(core, *pages, &leaving_route(route));
         }
-        self.suspended = Some(suspended);
+        self.suspended.get_or_insert_default().extend(tracked);
         Ok(())
     }
 

@@ -150,11 +150,7 @@ impl<H: Hypervisor> MemTypeClaim<H> {
         if scope::in_handler() {
             return Err(core.error(Op::Unmark, ErrorKind::WouldDeadlock));
         }
-        let mut ledger = core.ledger();
-        if !ledger.is_suspended() {
-            ledger.suspend(core)?;
-        }
-        drop(ledger);
+        core.ledger().suspend(core)?;
         core.wake_control();
         Ok(core.settle_all(bound))
     }

@@ -37,6 +37,11 @@ impl Suspended {
         }
     }
 
+    /// Adds pages, none of them known yet.
+    pub(super) fn extend(&mut self, more: Suspended) {
+        self.runs.extend(more.runs);
+    }
+
     fn insert(&mut self, run: Run) {
         self.runs.insert(run.0.first(), run);
     }

@@ -10,6 +10,8 @@
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 
+use crossbeam::utils::CachePadded;
+
 use super::counted::Counted;
 use super::grace::{Grace, ReadGuard};
 use super::leaf::{LEAF_SHIFT, Leaf, Page};
@@ -47,11 +49,12 @@ pub struct PageMap<R: Send + Sync + 'static> {
     root: Box<[AtomicPtr<Leaf<R>>]>,
     grace: Arc<Grace>,
     last: Gfn,
-    /// Pages with a route; changed under the lock.
-    len: AtomicU64,
+    /// Pages with a route; changed under the lock. On a line of its own, as what follows: whoever changes the map does not take away the
+    /// line that readers look at.
+    len: CachePadded<AtomicU64>,
     /// The most there were.
-    peak: AtomicU64,
-    tally: Mutex<Tally>,
+    peak: CachePadded<AtomicU64>,
+    tally: CachePadded<Mutex<Tally>>,
 }
 
 /// What no page leads to any more, and readers may still look at.
@@ -96,9 +99,9 @@ impl<R: Send + Sync + 'static> PageMap<R> {
             root: table(count),
             grace,
             last,
-            len: AtomicU64::new(0),
-            peak: AtomicU64::new(0),
-            tally: Mutex::new(Tally::new(count)),
+            len: CachePadded::new(AtomicU64::new(0)),
+            peak: CachePadded::new(AtomicU64::new(0)),
+            tally: CachePadded::new(Mutex::new(Tally::new(count))),
         })
     }
 

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 
+use crossbeam::utils::CachePadded;
+
 use super::grace::{Grace, ReadGuard};
 use super::ranged::{Conflict, Ranged};
 use super::zeroed::table;
@@ -37,7 +39,8 @@ pub struct PortMap<R: Send + Sync + 'static> {
     /// Null, or from `Arc::as_ptr` of the one entry that has the port.
     table: Box<[AtomicPtr<Entry<R>>]>,
     /// The entries by first port. This owns them while the table points to them; then the garbage of `grace` does.
-    entries: Mutex<BTreeMap<u16, Arc<Entry<R>>>>,
+    /// On a line of its own, as a [`RangeMap`](super::RangeMap)'s.
+    entries: CachePadded<Mutex<BTreeMap<u16, Arc<Entry<R>>>>>,
     grace: Arc<Grace>,
 }
 
@@ -47,7 +50,7 @@ impl<R: Send + Sync + 'static> PortMap<R> {
     pub fn new(grace: Arc<Grace>) -> Self {
         PortMap {
             table: table(PORTS),
-            entries: Mutex::new(BTreeMap::new()),
+            entries: CachePadded::new(Mutex::new(BTreeMap::new())),
             grace,
         }
     }

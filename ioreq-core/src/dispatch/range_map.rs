@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 
+use crossbeam::utils::CachePadded;
+
 use super::grace::{Grace, ReadGuard};
 use super::last_hit::Edition;
 use super::link::{
@@ -60,7 +62,8 @@ pub struct RangeMap<R: Send + Sync + 'static> {
     /// Says whether what a reader found last is still there.
     edition: Edition,
     /// Owns the entries that links lead to; when no link does any more, the garbage of `grace` owns them.
-    entries: Mutex<Entries<R>>,
+    /// On a line of its own: whoever changes the map does not take away the line that readers look at.
+    entries: CachePadded<Mutex<Entries<R>>>,
     grace: Arc<Grace>,
 }
 
@@ -72,7 +75,7 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
             root: table(usize::try_from(REGIONS).unwrap_or(usize::MAX)),
             far: super::zeroed::Zero::zero(),
             edition: Edition::new(),
-            entries: Mutex::new(Entries::new()),
+            entries: CachePadded::new(Mutex::new(Entries::new())),
             grace,
         }
     }

@@ -171,7 +171,7 @@ impl<H: Hypervisor> Core<H> {
             expired: 0,
         };
         let mut ledger = self.ledger();
-        if ledger.is_claimed() && !ledger.is_suspended() {
+        if ledger.is_claimed() {
             ledger.suspend(self)?;
         }
         drop(ledger);
