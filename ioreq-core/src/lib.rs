@@ -17,6 +17,7 @@ pub mod error;
 pub mod handler;
 pub mod hypervisor;
 pub mod ids;
+pub mod journal;
 pub mod memory;
 pub mod range;
 pub mod request;

@@ -5,7 +5,7 @@
 use super::Request;
 use super::decode::decode;
 use super::malformed::Malformed;
-use crate::abi::{BufIoreqEntry, Ioreq};
+use crate::abi::{BufIoreqEntry, IOREQ_DIR_READ, Ioreq};
 use crate::ids::VcpuId;
 
 /// One request of the buffered ring, copied: one entry, or two for an access of 8 bytes. Nobody waits for it.
@@ -71,6 +71,25 @@ impl BufferedRequest {
         (self.upper as u64) << 32 | self.head.data() as u64
     }
 
+    /// The same request as a slot would have it.
+    #[must_use]
+    pub const fn raw(&self) -> Ioreq {
+        Ioreq {
+            addr: self.head.addr(),
+            data: self.data(),
+            count: 1,
+            size: 1 << self.head.width_log2(),
+            vp_eport: 0,
+            pad: 0,
+            flags: if self.head.is_read() {
+                IOREQ_DIR_READ
+            } else {
+                0
+            },
+            kind: self.kind(),
+        }
+    }
+
     /// Decodes and validates, by the rules of [`decode`](super::decode()) and one more: no reads, because nobody waits for the value.
     /// Entries have no count (1), no pointer to data and no direction flag (`ioreq_send_buffered` sends those
     /// synchronously). They name no vCPU: the request's is vcpu 0.
@@ -81,14 +100,6 @@ impl BufferedRequest {
         if self.head.is_read() {
             return Err(Malformed::Read { kind: self.kind() });
         }
-        let raw = Ioreq {
-            addr: self.head.addr(),
-            data: self.data(),
-            count: 1,
-            size: 1 << self.head.width_log2(),
-            kind: self.kind(),
-            ..Ioreq::default()
-        };
-        decode(&raw, VcpuId(0))
+        decode(&self.raw(), VcpuId(0))
     }
 }

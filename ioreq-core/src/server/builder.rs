@@ -24,6 +24,7 @@ use crate::dispatch::{Dispatcher, Grace, PageMap};
 use crate::error::{Error, ErrorKind, Op, Result};
 use crate::hypervisor::{BufIoreq, Hypervisor};
 use crate::ids::{Gfn, ServerId, VcpuId};
+use crate::journal::Journal;
 use crate::ring::BufferedRing;
 use crate::slot::Slots;
 use crate::stats::PerWorker;
@@ -91,6 +92,7 @@ pub struct Builder<H: Hypervisor> {
     notice: Option<DomainNotice>,
     handler_budget: Option<Duration>,
     panics: PanicPolicy,
+    journal: Option<Arc<dyn Journal>>,
 }
 
 impl<H: Hypervisor> Builder<H> {
@@ -108,6 +110,7 @@ impl<H: Hypervisor> Builder<H> {
             notice: None,
             handler_budget: None,
             panics: PanicPolicy::default(),
+            journal: None,
         }
     }
 
@@ -239,6 +242,14 @@ impl<H: Hypervisor> Builder<H> {
     #[must_use]
     pub fn on_panic(mut self, policy: PanicPolicy) -> Self {
         self.panics = policy;
+        self
+    }
+
+    /// Tells `journal` of every request, what is read of guest memory for it, and its answer. All of the server's requests go the way of the
+    /// few then, and as slowly as the journal is; without one they pay nothing.
+    #[must_use]
+    pub fn journal(mut self, journal: Arc<dyn Journal>) -> Self {
+        self.journal = Some(journal);
         self
     }
 
@@ -381,6 +392,7 @@ impl<H: Hypervisor> Builder<H> {
             notice,
             self.handler_budget.map(Watchdog::new),
             Panics::new(self.panics),
+            self.journal.take(),
         ))
     }
 

@@ -27,6 +27,7 @@ use crate::handler::scope::Scope;
 use crate::handler::{Context, Verdict};
 use crate::hypervisor::{DomainState, Hypervisor, ShutdownReason};
 use crate::ids::{ServerId, VcpuId};
+use crate::journal::{Journal, JournaledRam, Served};
 use crate::memory::GuestRam;
 use crate::request::{BufferedRequest, Kind};
 use crate::ring::{BufferedRing, RingAnomaly};
@@ -96,6 +97,8 @@ pub(crate) struct Core<H: Hypervisor> {
     pub(super) watchdog: Option<Watchdog>,
     /// What becomes of handlers that panic.
     pub(crate) panics: Panics,
+    /// Who is told of every request.
+    pub(super) journal: Option<Arc<dyn Journal>>,
     ledger: Mutex<Ledger>,
     trackers: Mutex<Vec<Weak<TrackerShared>>>,
 }
@@ -121,6 +124,7 @@ impl<H: Hypervisor> Core<H> {
         notice: Option<DomainNotice>,
         watchdog: Option<Watchdog>,
         panics: Panics,
+        journal: Option<Arc<dyn Journal>>,
     ) -> Self {
         let vcpus = PerWorker::new(slots.vcpus() as usize);
         Core {
@@ -142,7 +146,7 @@ impl<H: Hypervisor> Core<H> {
             invalidations: AtomicU64::new(0),
             memory_told: AtomicU64::new(0),
             log_limit: LogLimit::new(),
-            dirty: Arc::new(DirtyLogging::new(watchdog.is_some())),
+            dirty: Arc::new(DirtyLogging::new(watchdog.is_some() || journal.is_some())),
             clock: Mutex::new(None),
             record: record.map(Mutex::new),
             inherited,
@@ -152,6 +156,7 @@ impl<H: Hypervisor> Core<H> {
             notice,
             watchdog,
             panics,
+            journal,
             ledger: Mutex::new(Ledger::default()),
             trackers: Mutex::new(Vec::new()),
         }
@@ -427,7 +432,10 @@ impl<H: Hypervisor> Core<H> {
                 counters,
                 worker,
             };
-            let result = consumer.drain(RING_BUDGET, |entry| self.posted(entry, &bus));
+            let result = consumer.drain(RING_BUDGET, |entry| match &self.journal {
+                None => self.posted(entry, &bus),
+                Some(_) => self.posted_journaled(entry, bus),
+            });
             drained += result.taken as usize;
             if result.more {
                 // A guest that posts without end must not keep its own slots, or other groups, waiting.
@@ -436,6 +444,19 @@ impl<H: Hypervisor> Core<H> {
         }
         logged.tell();
         drained
+    }
+
+    /// Serves one buffered request, and tells of it.
+    #[cold]
+    #[inline(never)]
+    fn posted_journaled(&self, posted: Result<BufferedRequest, RingAnomaly>, bus: Bus<'_, H>) {
+        let Ok(request) = &posted else {
+            return self.posted(posted, &bus);
+        };
+        let entry = self.journaled(Served::Posted(&request.raw()));
+        let ram = JournaledRam::new(entry.journal(), bus.cx.ram());
+        let cx = self.context(bus.cx.vcpu(), ram.ram());
+        self.posted(posted, &Bus { cx: &cx, ..bus });
     }
 
     /// Serves one buffered request. Nobody waits for it.

@@ -31,9 +31,9 @@ const WATCHED: u8 = 2;
 /// Whether stores are told, and how that went.
 #[derive(Debug)]
 pub(super) struct DirtyLogging {
-    /// [`LOGS`] while it is on, and [`WATCHED`]: so a request's way looks once for both.
+    /// [`LOGS`] while it is on, and [`WATCHED`]: so a request's way looks once for all.
     flags: AtomicU8,
-    /// [`WATCHED`] for a server whose handlers are watched.
+    /// [`WATCHED`] for a server whose handlers are watched, or that has a journal.
     watched: u8,
     /// Pages that could not be told.
     faults: AtomicU64,

@@ -17,6 +17,7 @@ mod dma;
 mod exit;
 mod group;
 mod ioreq_server;
+mod journaled;
 mod log_limit;
 #[cfg(all(test, loom))]
 mod model;

@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::handler::{Pending, Reply};
 use crate::hypervisor::{EventChannels, Hypervisor};
 use crate::ids::{LocalPort, VcpuId};
+use crate::journal::{End, JournaledRam, Served};
 use crate::request::{Io, Kind, Plain, Target, decode};
 use crate::slot::{Answered, Duty, Taken};
 use crate::stats::{PerWorker, WorkerCounters};
@@ -37,22 +38,40 @@ fn attempt<H: Hypervisor>(io: &Io, bus: &Bus<'_, H>) -> (Carry, Result<(), Pause
     (carry, result)
 }
 
-/// The same, watched, and the hypervisor is told of the pages that were stored into: either, or both. Apart, so that others pay
-/// for the look alone.
+/// The same, watched, the hypervisor is told of the pages that were stored into, and the journal of all: any of them. Apart, so that
+/// others pay for the look alone.
 #[cold]
 #[inline(never)]
-fn attempt_logged<H: Hypervisor>(io: &Io, bus: Bus<'_, H>) -> (Carry, Result<(), Pause>) {
-    let mut logged = LoggedRam::new(bus.core, bus.cx.ram());
-    let cx = bus.core.context(bus.cx.vcpu(), logged.ram());
-    let bus = Bus {
-        cx: &cx,
-        memory: None,
-        ..bus
+fn attempt_logged<H: Hypervisor>(
+    io: &Io,
+    bus: Bus<'_, H>,
+    raw: &Ioreq,
+) -> (Carry, Result<(), Pause>) {
+    let (core, vcpu) = (bus.core, bus.cx.vcpu());
+    let mut entry = core.journaled(Served::Request(vcpu, raw));
+    let mut logged = LoggedRam::new(core, bus.cx.ram());
+    let attempted = {
+        let ram = JournaledRam::new(entry.journal(), logged.ram());
+        let cx = core.context(vcpu, ram.ram());
+        let bus = Bus {
+            cx: &cx,
+            memory: None,
+            ..bus
+        };
+        bus.watched(Place::of(io), || attempt(io, &bus))
     };
-    let attempted = bus.watched(Place::of(io), || attempt(io, &bus));
     // Before the answer, and before another thread may give it.
     logged.tell();
+    entry.ends(ended(&attempted.0, &attempted.1));
     attempted
+}
+
+/// What the journal is told of an access.
+fn ended(carry: &Carry, result: &Result<(), Pause>) -> End {
+    match result {
+        Ok(()) => End::Answered(carry.answer()),
+        Err(_) => End::Waits,
+    }
 }
 
 /// Counts an access by its kind; writes to tracked pages are counted where they are found to be ones, too.
@@ -278,6 +297,7 @@ impl<H: Hypervisor> Service<H> {
                 if core.log_limit.allow() {
                     tracing::warn!(domid = %core.hv.domid(), %vcpu, %malformed, "malformed request");
                 }
+                core.journal_refusal(vcpu, taken.raw());
                 self.finish(core, port, taken.refuse());
                 return;
             }
@@ -297,7 +317,7 @@ impl<H: Hypervisor> Service<H> {
                 let (carry, result) = if core.dirty.is_plain() {
                     attempt(&io, &bus)
                 } else {
-                    attempt_logged(&io, bus)
+                    attempt_logged(&io, bus, taken.raw())
                 };
                 match result {
                     Ok(()) => carry.answer(),
@@ -309,16 +329,19 @@ impl<H: Hypervisor> Service<H> {
             }
             Kind::TimeOffset { seconds } => {
                 counters.time_offsets.bump();
+                let _entry = core.journaled(Served::Request(vcpu, taken.raw()));
                 core.time_offset(seconds);
                 None
             }
             Kind::InvalidateMapCache => {
                 counters.invalidates.bump();
+                let _entry = core.journaled(Served::Request(vcpu, taken.raw()));
                 core.invalidate();
                 None
             }
             Kind::Unknown { .. } => {
                 counters.unknown.bump();
+                core.journal_refusal(vcpu, taken.raw());
                 self.finish(core, port, taken.refuse());
                 return;
             }
@@ -370,14 +393,18 @@ impl<H: Hypervisor> Service<H> {
                 member.overrun_told = false;
                 if let Some(width) = carry.is_plain() {
                     // Nothing is left to do but to answer: the completing thread does it itself.
-                    let events = Arc::clone(&self.events);
+                    let (events, journal) = (Arc::clone(&self.events), core.journal.clone());
                     let read = taken.raw().is_read();
                     pending.install(Box::new(move |reply| {
                         let value = match reply {
                             Some(Reply::Value(value)) => width.cut(value),
                             _ => width.all_ones(),
                         };
-                        let _notified_below = taken.answer(read.then_some(value));
+                        let value = read.then_some(value);
+                        if let Some(journal) = journal {
+                            journal.answer(vcpu, value);
+                        }
+                        let _notified_below = taken.answer(value);
                         if let Err(err) = events.notify(port) {
                             tracing::warn!(%err, "a deferred answer could not be notified");
                         }
@@ -469,18 +496,24 @@ impl<H: Hypervisor> Service<H> {
             self.finish(core, port, taken.refuse());
             return;
         };
+        let mut entry = core.journaled(Served::Again(vcpu));
         let mut logged = LoggedRam::new(core, &*self.memory);
-        let cx = core.context(vcpu, logged.ram());
-        let bus = Bus {
-            core,
-            cx: &cx,
-            memory: None,
-            guard,
-            counters,
-            worker: self.index,
+        let result = {
+            let ram = JournaledRam::new(entry.journal(), logged.ram());
+            let cx = core.context(vcpu, ram.ram());
+            let bus = Bus {
+                core,
+                cx: &cx,
+                memory: None,
+                guard,
+                counters,
+                worker: self.index,
+            };
+            bus.watched(carry.begins(), || carry.run(&bus))
         };
-        let result = bus.watched(carry.begins(), || carry.run(&bus));
         logged.tell();
+        entry.ends(ended(&carry, &result));
+        drop(entry);
         match result {
             Ok(()) => {
                 let answered = taken.answer(carry.answer());
