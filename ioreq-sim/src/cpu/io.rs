@@ -259,7 +259,7 @@ impl Cpu {
     }
 
     /// `ioreq_send`, synchronous: fills the slot, makes it READY, sends the event.
-    fn send(&mut self, entry: &Arc<Entry>, req: &Ioreq) -> Result<(), Emul> {
+    pub(super) fn send(&mut self, entry: &Arc<Entry>, req: &Ioreq) -> Result<(), Emul> {
         let server = &entry.server;
         let at = self.vcpu.id.0 as usize;
         let Some(page) = server.page.get() else {
@@ -290,7 +290,7 @@ impl Cpu {
     }
 
     /// `ioreq_send_buffered`. False if it cannot be buffered, or not now.
-    fn send_buffered(&mut self, entry: &Entry, req: &Ioreq) -> bool {
+    pub(super) fn send_buffered(&mut self, entry: &Entry, req: &Ioreq) -> bool {
         let server = &entry.server;
         let (Some(page), Some(channel)) = (server.buffered.get(), &server.buffered_channel) else {
             return false;

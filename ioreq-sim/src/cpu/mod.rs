@@ -11,6 +11,7 @@ mod io;
 mod linear;
 mod memory;
 mod port;
+mod request;
 mod string;
 
 use std::fmt;
