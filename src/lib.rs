@@ -52,7 +52,8 @@
 //! Xen, and over the death of its process.
 //!
 //! # Features
-//! `sim` (default): the hypervisor model. `backends` (default): ready-made devices. `xen`: the real hypervisor. `serde`: saved state can be
+//! `sim` (default): the hypervisor model. `backends` (default): ready-made devices. `xen`: the real hypervisor. `replay`: recordings of
+//! what a device model is asked, and their replay. `serde`: saved state can be
 //! written and read. `audit`: for
 //! tests of the framework itself.
 
@@ -63,6 +64,8 @@ pub use ioreq_core::*;
 
 #[cfg(feature = "backends")]
 pub use ioreq_backends as backends;
+#[cfg(feature = "replay")]
+pub use ioreq_replay as replay;
 #[cfg(feature = "sim")]
 pub use ioreq_sim as sim;
 #[cfg(feature = "xen")]

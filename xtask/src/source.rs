@@ -68,7 +68,12 @@ fn complaints(path: &Path, text: &str) -> Vec<String> {
 
 /// Of the crates that a device model is made of.
 fn is_shipped(path: &Path) -> bool {
-    let crates = ["ioreq-core/src", "ioreq-xen/src", "ioreq-backends/src"];
+    let crates = [
+        "ioreq-core/src",
+        "ioreq-xen/src",
+        "ioreq-backends/src",
+        "ioreq-replay/src",
+    ];
     crates.iter().any(|name| path.starts_with(name)) && !is_test(path)
 }
 

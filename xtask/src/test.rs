@@ -137,7 +137,7 @@ fn format() -> Result<()> {
 }
 
 /// The facade's features.
-const FEATURES: [&str; 5] = ["sim", "xen", "backends", "audit", "serde"];
+const FEATURES: [&str; 6] = ["sim", "xen", "backends", "audit", "serde", "replay"];
 
 /// Every set of the facade's features, every target with the default set and with all, and the guest's program as a real domain gets it.
 fn clippy() -> Result<()> {
