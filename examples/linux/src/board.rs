@@ -11,10 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ioreq::backends::pci::PciFunction;
 use ioreq::hypervisor::Interrupts;
+use ioreq::replay::Tape;
 use ioreq::routes::Routes;
 use ioreq::server::{Exit, IoreqServer, Running};
 use ioreq::snapshot::Snapshot;
-use ioreq::{Hypervisor, MmioRange, PortRange, Sbdf, ShutdownReason};
+use ioreq::{Hypervisor, MmioRange, PortRange, Sbdf, ServerId, ShutdownReason};
 
 use crate::console::Console;
 use crate::host_bridge::HostBridge;
@@ -36,6 +37,11 @@ pub const ENTROPY: u32 = 0xd000_0000;
 /// Mass storage, of another kind than all kinds that have a number.
 const STORAGE: (u8, u8) = (0x01, 0x80);
 
+/// The names on a tape of what is typed, and of the devices' threads.
+pub(crate) const CONSOLE: &str = "console";
+pub(crate) const DISK: &str = "disk";
+pub(crate) const RANDOM: &str = "entropy";
+
 /// Where Xen has no memory of the guest, below and above it.
 const VGA: (u64, u64) = (0xa_0000, 0xb_ffff);
 const LAST_ADDRESS: u64 = (1 << 40) - 1;
@@ -54,6 +60,8 @@ pub struct Parts {
     pub end: Box<dyn Fn(ShutdownReason) + Send + Sync>,
     /// What becomes of the servers when this process dies.
     pub servers: Servers,
+    /// Records what the devices take in, or plays it.
+    pub tape: Tape,
 }
 
 /// What becomes of a board's servers when their process dies, and where they come from.
@@ -72,8 +80,9 @@ impl Servers {
         &self,
         hypervisor: &Arc<H>,
         which: &str,
+        tape: &Tape,
     ) -> ioreq::Result<IoreqServer<H>> {
-        let builder = IoreqServer::builder(Arc::clone(hypervisor));
+        let builder = tape.attach(which, IoreqServer::builder(Arc::clone(hypervisor)));
         let file = |path: &PathBuf| path.with_extension(which);
         match self {
             Servers::Unrecorded => builder,
@@ -133,7 +142,8 @@ impl<H: Hypervisor> Board<H> {
     /// # Errors
     /// The hypervisor's, and those of the disk's image.
     pub fn new(hypervisor: &Arc<H>, parts: Parts) -> Result<Self, Failure> {
-        let left_over = parts.servers.build(hypervisor, "left-over")?;
+        let tape = parts.tape;
+        let left_over = parts.servers.build(hypervisor, "left-over", &tape)?;
         let nobody = Arc::new(Nobody::default());
         left_over.route("ports", PortRange::new(0, u16::MAX)?, Arc::clone(&nobody))?;
         for (first, last) in [VGA, (parts.mib << 20, LAST_ADDRESS)] {
@@ -141,10 +151,12 @@ impl<H: Hypervisor> Board<H> {
         }
 
         let changed = Changed::default();
-        let server = Arc::new(parts.servers.build(hypervisor, "devices")?);
-        let interrupts = || Arc::clone(hypervisor) as Arc<dyn Interrupts>;
+        let server = Arc::new(parts.servers.build(hypervisor, "devices", &tape)?);
+        let interrupts = || tape.interrupts(Arc::clone(hypervisor) as _);
         let routes = || Arc::new(server.control()) as Arc<dyn Routes>;
-        let console = Arc::new(Console::new(interrupts(), parts.out, changed.clone()));
+        let typed = tape.source(CONSOLE);
+        let console = Console::new(interrupts(), parts.out, typed, changed.clone());
+        let console = Arc::new(console);
         server.route("console", Console::ports()?, Arc::clone(&console))?;
         let power = Arc::new(Power::new(parts.end));
         server.route("power", Power::ports()?, Arc::clone(&power))?;
@@ -153,7 +165,14 @@ impl<H: Hypervisor> Board<H> {
         server.route("host bridge", bridge.sbdf(), Arc::clone(&bridge))?;
 
         let hv = || Arc::clone(hypervisor);
-        let disk = Block::new("ioreq-disk", parts.disk, hv(), server.dma(), parts.fuse)?;
+        let disk = Block::new(
+            "ioreq-disk",
+            parts.disk,
+            hv(),
+            server.dma(),
+            tape.thread(DISK),
+            parts.fuse,
+        )?;
         let disk = Arc::new(disk);
         let disk_function = PciTransport::new(
             Arc::clone(&disk) as _,
@@ -166,7 +185,7 @@ impl<H: Hypervisor> Board<H> {
         let function = Arc::clone(disk_function.function());
         server.route("disk", function.sbdf(), function)?;
 
-        let entropy = Arc::new(Entropy::new(hv(), server.dma())?);
+        let entropy = Arc::new(Entropy::new(hv(), server.dma(), tape.thread(RANDOM))?);
         let line = slot(ENTROPY_SLOT)?;
         let registers = MmioTransport::new(
             Arc::clone(&entropy) as _,
@@ -267,6 +286,12 @@ impl<H: Hypervisor> Board<H> {
     #[must_use]
     pub fn entropy(&self) -> &Entropy<H> {
         &self.entropy
+    }
+
+    /// The servers' ids, in the order in which they came to the tape.
+    #[must_use]
+    pub fn servers(&self) -> [ServerId; 2] {
+        [self.left_over.id(), self.server.id()]
     }
 
     /// The watcher.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use ioreq::handler::{Access, Context, Handler, ReadOutcome, WriteOutcome};
 use ioreq::hypervisor::Interrupts;
+use ioreq::replay::Source;
 use ioreq::{Error, PortRange, RangeError, Width};
 use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
@@ -46,20 +47,23 @@ pub struct Console {
     uart: Mutex<Uart>,
     /// The guest has read a byte.
     read: Condvar,
+    typed: Source,
     changed: Changed,
 }
 
 impl Console {
-    /// What the guest prints goes to `out`, which must not wait for the guest.
+    /// What the guest prints goes to `out`, which must not wait for the guest; what is typed comes by way of `typed`.
     #[must_use]
     pub fn new(
         interrupts: Arc<dyn Interrupts>,
         out: Box<dyn Write + Send>,
+        typed: Source,
         changed: Changed,
     ) -> Self {
         Console {
             uart: Mutex::new(Serial::new(Edge(interrupts), out)),
             read: Condvar::new(),
+            typed,
             changed,
         }
     }
@@ -115,27 +119,34 @@ impl Console {
     /// Types `text`, as fast as the guest reads, for at most `bound`. Returns how many bytes the guest was given.
     pub fn type_in(&self, text: &[u8], bound: Duration) -> usize {
         let until = Instant::now() + bound;
-        let mut uart = self.uart();
         let mut done = 0;
         while let Some(rest) = text.get(done..).filter(|rest| !rest.is_empty()) {
-            if uart.fifo_capacity() > 0 {
-                match uart.enqueue_raw_bytes(rest) {
-                    Ok(taken) => done += taken,
-                    Err(err) => {
-                        tracing::warn!(?err, "the console's interrupt");
-                        return done;
-                    }
-                }
-                continue;
+            match self.typed.offer(rest, |rest| self.take_in(rest)) {
+                0 if !self.wait_for_room(until) => return done,
+                taken => done += taken,
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return done;
-            }
-            let waited = self.read.wait_timeout(uart, left);
-            uart = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         done
+    }
+
+    /// As many bytes as there is room for; how many.
+    fn take_in(&self, bytes: &[u8]) -> usize {
+        let mut uart = self.uart();
+        if uart.fifo_capacity() == 0 {
+            return 0;
+        }
+        uart.enqueue_raw_bytes(bytes).unwrap_or_else(|err| {
+            tracing::warn!(?err, "the console's interrupt");
+            0
+        })
+    }
+
+    /// Whether there is room before `until`.
+    fn wait_for_room(&self, until: Instant) -> bool {
+        let left = until.saturating_duration_since(Instant::now());
+        let full = |uart: &mut Uart| uart.fifo_capacity() == 0;
+        let waited = self.read.wait_timeout_while(self.uart(), left, full);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 }
 

@@ -12,6 +12,8 @@
 //! | [`Watcher`](watcher::Watcher) | ports 0x520 to 0x52b | write tracking, `ioreq::backends::write_log` |
 //! | [`Nobody`](nobody::Nobody) | everything else | an older server of the same domain |
 //!
+//! What the devices take in can be [recorded](replay), and played to the same devices on the model.
+//!
 //! The device model may die: what the guest made of the devices' registers is [kept](saved), and another process goes on.
 //!
 //! [`Board`](board::Board) puts them together on any hypervisor: the program runs them on a real Xen, the tests on the model.
@@ -21,6 +23,7 @@ pub mod console;
 pub mod host_bridge;
 pub mod nobody;
 pub mod power;
+pub mod replay;
 pub mod rescue;
 pub mod saved;
 pub mod virtio;

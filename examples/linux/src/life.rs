@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ioreq::replay::Tape;
 use ioreq::server::Exit;
 use ioreq::xen::XenHypervisor;
 use ioreq::{DomId, GfnRange, GuestMap};
@@ -17,6 +18,7 @@ use linux_boot::acpi::{Devices, PciHost, VirtioMmio, gsi_of_slot};
 use linux_boot::domain::LinuxDomain;
 use linux_boot::{Boot, layout};
 use linux_dm::board::{Board, DISK_SLOT, ENTROPY, ENTROPY_SLOT, Failure, Parts};
+use linux_dm::replay::Settings;
 use linux_dm::rescue::frames_at;
 use linux_dm::virtio::Fuse;
 use linux_dm::watcher::WatcherStats;
@@ -54,6 +56,7 @@ struct Ready {
     hypervisor: Arc<XenHypervisor>,
     board: Board<XenHypervisor>,
     listener: Listener,
+    tape: Tape,
 }
 
 impl Ready {
@@ -67,6 +70,7 @@ impl Ready {
     ) -> Result<Self, Failure> {
         let (line, listener) = script.play(options.quiet);
         let ended = Arc::clone(&hypervisor);
+        let tape = tape(options)?;
         let parts = Parts {
             disk: open(&options.disk, File::options().read(true).write(true))?,
             mib: options.memory,
@@ -81,6 +85,7 @@ impl Ready {
                 }
             }),
             servers: origin.servers(),
+            tape: tape.clone(),
         };
         let board = Board::new(&hypervisor, parts)?;
         if let Origin::TakenOver(life, _) = origin {
@@ -92,6 +97,7 @@ impl Ready {
             hypervisor,
             board,
             listener,
+            tape,
         })
     }
 
@@ -161,6 +167,7 @@ pub(crate) fn live(
         hypervisor,
         board,
         listener,
+        tape,
     } = ready;
     let serving = board.start()?;
     let began = Instant::now();
@@ -183,6 +190,14 @@ pub(crate) fn live(
     );
     report(&board);
     drop(board);
+    tape.close();
+    if let Some(path) = &options.record {
+        println!(
+            "linux-dm: recorded: {} bytes in {}",
+            path.metadata()?.len(),
+            path.display()
+        );
+    }
     let script = typist
         .join()
         .map_err(|_| "the console's thread panicked")??;
@@ -229,6 +244,19 @@ fn guard(
             }
         }
     }
+}
+
+/// What the devices are recorded with, if they are to be.
+fn tape(options: &Options) -> Result<Tape, Failure> {
+    let Some(path) = &options.record else {
+        return Ok(Tape::default());
+    };
+    let to = open(
+        path,
+        File::options().write(true).create(true).truncate(true),
+    )?;
+    let settings = Settings::of(options.vcpus, options.memory, &options.disk)?;
+    Ok(settings.record(to)?)
 }
 
 fn open(path: &Path, options: &OpenOptions) -> Result<File, Failure> {

@@ -49,6 +49,10 @@ pub(crate) struct Options {
     /// For tests: kills this process in the midst of the disk's work, when its thread has passed so many points.
     #[arg(long, conflicts_with = "kill_disk")]
     pub(crate) kill_after: Option<u32>,
+    /// Records what the devices take in, for `cargo run --example replay FILE`. To compare what the disk reads, too, that needs the disk's
+    /// image as it is now: copy it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["take_over", "reboots", "kill_disk"])]
+    pub(crate) record: Option<PathBuf>,
     /// Does not show the console.
     #[arg(long)]
     pub(crate) quiet: bool,

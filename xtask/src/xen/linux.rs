@@ -15,6 +15,7 @@ use super::job;
 use super::modules::Modules;
 use super::parts::Parts;
 use super::program;
+use super::recording;
 
 /// Of the machine, if nobody says otherwise.
 pub(super) const PROCESSORS: u8 = 1;
@@ -128,6 +129,20 @@ cd /mnt; sha256sum -c made.sums; cd /; umount /mnt
 /bin/linux-guest verify /disk.img BLOCKS
 ";
 
+/// Then a short guest's devices are recorded, and the recording is played here, with the disk's image as it was before.
+const RECORD: &str = "cp /disk.img /before.img
+/bin/linux-dm --kernel /guest/vmlinux --initrd /guest/initrd --disk /disk.img --script /guest/recorded --record /tmp/recording ARGUMENTS
+/bin/linux-replay /tmp/recording --disk /before.img
+rm /before.img
+";
+/// What is typed at that guest.
+const RECORDED: &[&str] = &[
+    "mount -t ext2 /dev/vda /mnt; sha256sum /mnt/made; echo recorded >/mnt/recorded; umount /mnt",
+    "head -c 64 /dev/hwrng | sha256sum",
+    "dd if=/bin/busybox of=/dev/vda bs=2k count=20 seek=4096 conv=fsync",
+    "poweroff -f",
+];
+
 /// And with a guest whose device model is killed in the midst of its disk's work.
 const KILLS: &str = "DM='/bin/linux-dm --kernel /guest/vmlinux --initrd /guest/initrd --disk /disk.img --state /tmp/guest ARGUMENTS'
 $DM --script /guest/before --kill-after 400 || [ $? -eq 137 ]
@@ -141,25 +156,25 @@ pub(super) fn run(parts: &Parts, smp: u8, effort: Effort, arguments: &[String]) 
     let arguments: Vec<String> = arguments.iter().map(|word| job::quoted(word)).collect();
     let modules = Modules::below(&parts.modules.join("../.."))?;
     let reboot = effort.lives.then_some(&REBOOT);
-    let script: String = reboot
-        .into_iter()
-        .chain(SCRIPT)
-        .map(|line| effort.fill(&format!("{PROMPT}\t{line}\n")))
-        .collect();
-    let job = if effort.lives {
-        [JOB, KILLS].concat()
-    } else {
-        JOB.to_owned()
-    };
+    let typed = |line: &&str| effort.fill(&format!("{PROMPT}\t{line}\n"));
+    let script: String = reboot.into_iter().chain(SCRIPT).map(typed).collect();
+    let recorded: String = RECORDED.iter().map(typed).collect();
+    let kills = if effort.lives { KILLS } else { "" };
+    let job = [JOB, RECORD, recording::TELL, kills].concat();
     let in_guest = program::package_binary(PACKAGE, "linux-guest")?;
     let mut boot = Boot::new(parts, smp)
         .memory(MEMORY)
         .features(FEATURES)
         .program("linux-dm", &program::package_binary(PACKAGE, "linux-dm")?)
+        .program(
+            "linux-replay",
+            &program::package_binary(PACKAGE, "linux-replay")?,
+        )
         .program("linux-guest", &in_guest)
         .file("guest/vmlinux", std::fs::read(&parts.kernel)?)
         .file("guest/initrd", guest(parts, &modules, &in_guest)?)
         .file("guest/script", script.into_bytes())
+        .file("guest/recorded", recorded.into_bytes())
         .file("guest/before", format!("{PROMPT}\t{BEFORE}\n").into_bytes())
         .file("guest/after", format!("{PROMPT}\t{AFTER}\n").into_bytes())
         .job(&effort.fill(&job).replace("ARGUMENTS", &arguments.join(" ")));
@@ -167,7 +182,7 @@ pub(super) fn run(parts: &Parts, smp: u8, effort: Effort, arguments: &[String]) 
         boot = boot.file(&format!("lib/dom0/{name}"), contents);
     }
     let log = boot.run(PATIENCE)?;
-    for line in job::said(&log) {
+    for line in job::said(&log).filter(|line| !recording::is_told(line)) {
         println!("{line}");
     }
     println!("linux: {}, {}", log.version, log.end);
@@ -175,7 +190,8 @@ pub(super) fn run(parts: &Parts, smp: u8, effort: Effort, arguments: &[String]) 
     if let Some(crash) = log.lines.iter().find(|line| super::suite::is_crash(line)) {
         bail!("linux: {crash}");
     }
-    check(&log, effort)
+    check(&log, effort)?;
+    recording::play(&log)
 }
 
 /// Names that sort in the order of loading.
@@ -211,13 +227,15 @@ const ALWAYS: &[&str] = &[
     "linux-dm: rescued: ",
     "made: OK",
     "Shutdown(PowerOff)",
+    "linux-dm: recorded: ",
+    " answers are equal",
 ];
 /// And where guests have several lives.
 const LIVES: &[&str] = &[
     "Shutdown(Reboot)",
     "linux-dm: domain 2 after",
     "linux-dm: dies",
-    "linux-dm: takes over domain 3",
+    "linux-dm: takes over domain 4",
     "guest: blocks: 200 writes of ",
     "blocks: 200 writes are in the image",
 ];
@@ -308,13 +326,15 @@ mod tests {
         "linux-dm: Shutdown(Reboot) after 9.0 s",
         "linux-dm: domain 2 after 1.0 s",
         "linux-dm: dies",
-        "linux-dm: takes over domain 3",
+        "linux-dm: takes over domain 4",
         "guest: blocks: 200 writes of 102400 bytes, read back right",
         "blocks: 200 writes are in the image",
         "linux-dm: Shutdown(PowerOff) after 9.0 s",
         "linux-dm: disk 200 requests, 200 interrupts, 5 restarts",
         "made: OK",
         "blocks: 100 writes are in the image",
+        "linux-dm: recorded: 70000 bytes in /tmp/recording",
+        "replay: 900 requests: 900 answers are equal, 400 of them values in slots",
     ];
 
     #[test]

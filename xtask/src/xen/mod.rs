@@ -14,6 +14,7 @@ mod modules;
 mod parts;
 mod program;
 mod record;
+mod recording;
 mod release;
 mod soak;
 mod suite;

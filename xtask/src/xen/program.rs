@@ -146,7 +146,9 @@ pub(crate) fn static_build<'a>(command: &'a mut Command, target: &Path) -> &'a m
         .env("CARGO_BUILD_TARGET", TARGET)
         .env("CARGO_TARGET_DIR", target)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        // Dom0's memory has to hold them.
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
         .env("CARGO_PROFILE_TEST_DEBUG", "0")
 }
 

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use ioreq::hypervisor::Hypervisor;
+use ioreq::replay::DeviceThread;
 use ioreq::server::Dma;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR,
@@ -46,7 +47,8 @@ pub struct Block<H: Hypervisor> {
 }
 
 impl<H: Hypervisor> Block<H> {
-    /// A disk of the file's whole sectors. `name` is what the guest sees as its serial number, cut to 20 bytes.
+    /// A disk of the file's whole sectors, served by a thread that is `thread` to a tape. `name` is what the guest sees as its serial number,
+    /// cut to 20 bytes.
     ///
     /// # Errors
     /// When the file's length cannot be told, or there is no thread.
@@ -55,6 +57,7 @@ impl<H: Hypervisor> Block<H> {
         file: File,
         hypervisor: Arc<H>,
         dma: Dma<H>,
+        thread: DeviceThread,
         fuse: Fuse,
     ) -> io::Result<Self> {
         let sectors = file.metadata()?.len() / SECTOR;
@@ -76,8 +79,14 @@ impl<H: Hypervisor> Block<H> {
             serial,
             piece: vec![0; PIECE],
         };
-        let worker = Worker::new(&format!("disk-{name}"), hypervisor, dma, image, fuse)?;
+        let name = format!("disk-{name}");
+        let worker = Worker::new(&name, hypervisor, dma, thread, image, fuse)?;
         Ok(Block { worker, config })
+    }
+
+    /// Its thread looks whether there is something to do, as if the driver had told it.
+    pub fn wake(&self) {
+        self.worker.notify();
     }
 
     /// What its thread has done.

@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use ioreq::hypervisor::Hypervisor;
+use ioreq::replay::DeviceThread;
 use ioreq::server::Dma;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
@@ -26,14 +27,19 @@ pub struct Entropy<H: Hypervisor> {
 }
 
 impl<H: Hypervisor> Entropy<H> {
-    /// One that reads `/dev/urandom`.
+    /// One that reads `/dev/urandom`, in a thread that is `thread` to a tape.
     ///
     /// # Errors
     /// When that is not there, or no thread.
-    pub fn new(hypervisor: Arc<H>, dma: Dma<H>) -> io::Result<Self> {
+    pub fn new(hypervisor: Arc<H>, dma: Dma<H>, thread: DeviceThread) -> io::Result<Self> {
         let source = Source(File::open("/dev/urandom")?);
-        let worker = Worker::new("entropy", hypervisor, dma, source, Fuse::never())?;
+        let worker = Worker::new("entropy", hypervisor, dma, thread, source, Fuse::never())?;
         Ok(Entropy { worker })
+    }
+
+    /// Its thread looks whether there is something to do, as if the driver had told it.
+    pub fn wake(&self) {
+        self.worker.notify();
     }
 
     /// What its thread has done.
@@ -85,7 +91,9 @@ impl<H: Hypervisor> Backend<H> for Source {
         let wanted = usize::try_from(request.writable()).unwrap_or(MOST);
         let mut bytes = [0; MOST];
         let part = bytes.get_mut(..wanted.min(MOST)).unwrap_or_default();
-        if let Err(err) = self.0.read_exact(part) {
+        let mut read = Ok(());
+        request.take_in(part, |part| read = self.0.read_exact(part));
+        if let Err(err) = read {
             tracing::warn!(%err, "no random numbers");
             return 0;
         }

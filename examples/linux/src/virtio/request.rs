@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ioreq::GuestMap;
 use ioreq::hypervisor::Hypervisor;
+use ioreq::replay::{Step, StepMemory};
 use ioreq::server::Dma;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress};
@@ -27,7 +28,7 @@ struct Part {
 
 /// A request of a driver. What it says is the guest's and may change: read once, and then judge.
 pub struct Request<'a, H: Hypervisor> {
-    memory: &'a <H as GuestMap>::Memory,
+    step: &'a Step<<H as GuestMap>::Memory>,
     dma: &'a mut Dma<H>,
     fuse: &'a Fuse,
     readable: Vec<Part>,
@@ -35,10 +36,10 @@ pub struct Request<'a, H: Hypervisor> {
 }
 
 impl<'a, H: Hypervisor> Request<'a, H> {
-    /// Takes a chain apart. As long as a queue at most.
+    /// Takes the chain of a step apart. As long as a queue at most.
     pub(super) fn new(
-        chain: DescriptorChain<Arc<<H as GuestMap>::Memory>>,
-        memory: &'a <H as GuestMap>::Memory,
+        chain: DescriptorChain<Arc<StepMemory<<H as GuestMap>::Memory>>>,
+        step: &'a Step<<H as GuestMap>::Memory>,
         dma: &'a mut Dma<H>,
         fuse: &'a Fuse,
     ) -> Self {
@@ -54,7 +55,7 @@ impl<'a, H: Hypervisor> Request<'a, H> {
             });
         }
         Request {
-            memory,
+            step,
             dma,
             fuse,
             readable,
@@ -82,7 +83,8 @@ impl<'a, H: Hypervisor> Request<'a, H> {
         let mut done = 0;
         for (addr, len) in pieces(&self.readable, offset, buf.len()) {
             let piece = buf.get_mut(done..done + len).ok_or(BadRequest)?;
-            self.memory
+            self.step
+                .memory()
                 .read_slice(piece, addr)
                 .map_err(|_| BadRequest)?;
             done += len;
@@ -103,6 +105,7 @@ impl<'a, H: Hypervisor> Request<'a, H> {
         for (addr, len) in pieces(&self.writable, offset, bytes.len()) {
             let piece = bytes.get(done..done + len).ok_or(BadRequest)?;
             self.dma.write(addr, piece).map_err(|_| BadRequest)?;
+            self.step.wrote(addr, piece);
             done += len;
         }
         if done == bytes.len() {
@@ -110,6 +113,11 @@ impl<'a, H: Hypervisor> Request<'a, H> {
         } else {
             Err(BadRequest)
         }
+    }
+
+    /// Fills `buf` by `fill` with something that is neither the guest's nor on the device's own image.
+    pub fn take_in(&self, buf: &mut [u8], fill: impl FnOnce(&mut [u8])) {
+        self.step.take_in(buf, fill);
     }
 
     /// A point at which the thread may die, in a test.

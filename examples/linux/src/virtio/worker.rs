@@ -13,8 +13,10 @@ use std::thread::{self, JoinHandle};
 
 use ioreq::GuestMap;
 use ioreq::hypervisor::Hypervisor;
+use ioreq::replay::DeviceThread;
 use ioreq::server::Dma;
 use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestAddress;
 
 use super::device::{DeviceError, QueueSetup, Signal, Stopped};
 use super::fuse::Fuse;
@@ -80,6 +82,8 @@ struct Shared<H: Hypervisor, B> {
     hypervisor: Arc<H>,
     mail: Mutex<Mail>,
     wake: Condvar,
+    /// What it is to a tape.
+    thread: DeviceThread,
     /// Held by the thread at work, and by nobody else.
     work: Mutex<Work<H, B>>,
     fuse: Fuse,
@@ -101,7 +105,7 @@ pub struct Worker<H: Hypervisor, B: Backend<H>> {
 }
 
 impl<H: Hypervisor, B: Backend<H>> Worker<H, B> {
-    /// Starts it, with nothing to do. `dma` is the server's.
+    /// Starts it, with nothing to do. `dma` is the server's; a tape knows it as `thread`.
     ///
     /// # Errors
     /// When there are no threads to be had.
@@ -109,6 +113,7 @@ impl<H: Hypervisor, B: Backend<H>> Worker<H, B> {
         name: &str,
         hypervisor: Arc<H>,
         dma: Dma<H>,
+        thread: DeviceThread,
         backend: B,
         fuse: Fuse,
     ) -> std::io::Result<Self> {
@@ -116,6 +121,7 @@ impl<H: Hypervisor, B: Backend<H>> Worker<H, B> {
             hypervisor,
             mail: Mutex::default(),
             wake: Condvar::new(),
+            thread,
             work: Mutex::new(Work {
                 backend,
                 dma,
@@ -194,7 +200,7 @@ impl<H: Hypervisor, B: Backend<H>> Worker<H, B> {
 fn queue(setup: &QueueSetup) -> Option<Queue> {
     let mut queue = Queue::new(setup.most).ok()?;
     queue.try_set_size(setup.size).ok()?;
-    let addr = vm_memory::GuestAddress;
+    let addr = GuestAddress;
     queue
         .try_set_desc_table_address(addr(setup.descriptors))
         .ok()?;
@@ -204,6 +210,14 @@ fn queue(setup: &QueueSetup) -> Option<Queue> {
     queue.try_set_used_ring_address(addr(setup.used)).ok()?;
     queue.set_ready(true);
     Some(queue)
+}
+
+/// What the next element of the used ring will be, and where.
+fn used(queue: &Queue, head: u16, written: u32) -> (GuestAddress, [u8; 8]) {
+    let index = queue.next_used().checked_rem(queue.size()).unwrap_or(0);
+    let at = queue.used_ring().wrapping_add(4 + 8 * u64::from(index));
+    let element = u64::from(written) << 32 | u64::from(head);
+    (GuestAddress(at), element.to_le_bytes())
 }
 
 impl<H: Hypervisor, B: Backend<H>> Shared<H, B> {
@@ -300,26 +314,36 @@ impl<H: Hypervisor, B: Backend<H>> Shared<H, B> {
         while rounds_for_nothing < 2 {
             rounds_for_nothing += 1;
             queue.disable_notification(&**memory)?;
-            while !self.is_interrupted() {
-                let Some(chain) = queue.pop_descriptor_chain(Arc::clone(memory)) else {
-                    break;
-                };
+            let next = |queue: &mut Queue| {
+                self.thread.take(memory, |memory| {
+                    let goes_on = !self.is_interrupted();
+                    let chain = goes_on.then(|| queue.pop_descriptor_chain(Arc::clone(memory)));
+                    chain.flatten()
+                })
+            };
+            while let Some((step, chain)) = next(queue) {
                 rounds_for_nothing = 0;
                 self.fuse.point();
                 let head = chain.head_index();
-                let mut request = Request::new(chain, &**memory, dma, &self.fuse);
+                let mut request = Request::new(chain, &step, dma, &self.fuse);
                 let written = backend.serve(number, &mut request);
                 self.fuse.point();
-                queue.add_used(&**memory, head, written)?;
+                let (at, element) = used(queue, head, written);
+                queue.add_used(&**step.memory(), head, written)?;
+                step.wrote(at, &element);
                 self.fuse.point();
                 // Relaxed: numbers.
                 self.requests.fetch_add(1, Ordering::Relaxed);
-                if queue.needs_notification(&**memory)? {
-                    self.interrupts.fetch_add(1, Ordering::Relaxed);
-                    signal.used(number);
-                }
+                let interrupt = queue.needs_notification(&**step.memory())?;
+                step.finish(|| {
+                    if interrupt {
+                        self.interrupts.fetch_add(1, Ordering::Relaxed);
+                        signal.used(number);
+                    }
+                });
             }
-            if !queue.enable_notification(&**memory)? || self.is_interrupted() {
+            let more = queue.enable_notification(&**memory)?;
+            if !self.thread.more(more) || self.is_interrupted() {
                 return Ok(());
             }
         }

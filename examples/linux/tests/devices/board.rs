@@ -184,7 +184,7 @@ fn ask(cpu: &mut Cpu, command: Command, first: u64, count: u32) -> Result<u32, C
 
 #[test]
 fn the_watcher_sees_every_write_and_the_disks() {
-    let rig = Rig::new();
+    let rig = Rig::alone();
     let memory = rig.domain.memory();
     rig.run(move |cpu| {
         let (frame, at) = (DATA >> 12, DATA);

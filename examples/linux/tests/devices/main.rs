@@ -4,5 +4,6 @@
 
 mod block;
 mod board;
+mod replay;
 mod restored;
 mod support;

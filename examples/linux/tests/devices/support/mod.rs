@@ -3,6 +3,7 @@
 //! The board on the model, and a guest's drivers for it.
 
 pub(crate) mod disk;
+mod recorded;
 pub(crate) mod ring;
 
 use std::fs::File;
@@ -10,11 +11,15 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
+use ioreq::replay::Tape;
 use ioreq::sim::{Cpu, CpuFault, Domain, DomainConfig, Machine, SimHypervisor};
 use ioreq::{GfnRange, VcpuId};
 use linux_dm::board::{Board, Parts, Servers, Serving};
+use linux_dm::replay::Settings;
 use linux_dm::saved::SavedBoard;
 use linux_dm::virtio::Fuse;
+use recorded::Recorded;
+pub(crate) use recorded::{Memory, settings};
 
 pub(crate) const MIB: u64 = 64;
 /// Length of the disk in sectors.
@@ -48,10 +53,18 @@ pub(crate) struct Rig {
     /// The disk's image.
     pub(crate) image: File,
     serving: Option<Serving<SimHypervisor>>,
+    /// Played when the rest is gone.
+    recorded: Option<Recorded>,
 }
 
 /// A board for the domain, that prints to `printed`.
-fn build(domain: &Domain, image: &File, printed: &Printed, fuse: Fuse) -> Board<SimHypervisor> {
+fn build(
+    domain: &Domain,
+    image: &File,
+    printed: &Printed,
+    fuse: Fuse,
+    tape: Tape,
+) -> Board<SimHypervisor> {
     let ended = domain.clone();
     let parts = Parts {
         disk: image.try_clone().unwrap(),
@@ -60,23 +73,47 @@ fn build(domain: &Domain, image: &File, printed: &Printed, fuse: Fuse) -> Board<
         fuse,
         end: Box::new(move |reason| ended.shutdown(reason)),
         servers: Servers::Unrecorded,
+        tape,
     };
     Board::new(&Arc::new(domain.hypervisor()), parts).unwrap()
 }
 
 impl Rig {
+    /// What its devices take in is recorded, and played to others at the end: they must do the same.
     pub(crate) fn new() -> Self {
+        Self::of(Fuse::never(), Some(Recorded::new(settings())))
+    }
+
+    /// The recording says that it is of a board like this.
+    pub(crate) fn recorded_as(settings: Settings) -> Self {
+        Self::of(Fuse::never(), Some(Recorded::new(settings)))
+    }
+
+    /// Ends it, and the recording, which is not played.
+    pub(crate) fn recording(mut self) -> Vec<u8> {
+        let recorded = self.recorded.take().unwrap();
+        drop(self);
+        recorded.bytes()
+    }
+
+    /// Not recorded.
+    pub(crate) fn alone() -> Self {
         Self::with_fuse(Fuse::never())
     }
 
     /// With a disk whose thread dies.
     pub(crate) fn with_fuse(fuse: Fuse) -> Self {
+        Self::of(fuse, None)
+    }
+
+    fn of(fuse: Fuse, recorded: Option<Recorded>) -> Self {
+        let tape = recorded.as_ref().map(|it| it.tape.clone());
         let config = DomainConfig::new(1)
             .memory(GfnRange::new(0, 0x9f).unwrap())
             .memory(GfnRange::new(0xc0, (MIB << 8) - 1).unwrap());
         let domain = Machine::new().create_domain(config).unwrap();
         let (image, printed) = (image(), Printed::default());
-        let board = build(&domain, &image, &printed, fuse);
+        let board = build(&domain, &image, &printed, fuse, tape.unwrap_or_default());
         let serving = Some(board.start().unwrap());
         Rig {
             domain,
@@ -84,6 +121,7 @@ impl Rig {
             printed,
             image,
             serving,
+            recorded,
         }
     }
 
@@ -98,7 +136,8 @@ impl Rig {
         } = self;
         drop(board);
         let printed = Printed::default();
-        let board = build(&domain, &image, &Printed::default(), Fuse::never());
+        let (fuse, tape) = (Fuse::never(), Tape::default());
+        let board = build(&domain, &image, &Printed::default(), fuse, tape);
         board.restore(kept, Box::new(printed.clone())).unwrap();
         let serving = Some(board.start().unwrap());
         Rig {
@@ -107,6 +146,7 @@ impl Rig {
             printed,
             image,
             serving,
+            recorded: None,
         }
     }
 
