@@ -13,14 +13,15 @@ use super::quiesce::Quiesced;
 use super::run::Running;
 use super::subscriber::{Budget, Subscriber};
 use super::watchdog::SlowHandler;
+use crate::abi::{STATE_IOREQ_INPROCESS, STATE_IOREQ_READY};
 use crate::claim::MemTypeClaim;
 use crate::error::{Error, ErrorKind, Op, Result};
 use crate::handler::{Handler, scope};
 use crate::hypervisor::Hypervisor;
-use crate::ids::{DomId, ServerId};
+use crate::ids::{DomId, ServerId, VcpuId};
 use crate::range::IoRange;
 use crate::routes::{RouteId, Routes};
-use crate::stats::{RouteStats, ServerStats};
+use crate::stats::{Report, RouteStats, ServerStats};
 
 /// An ioreq server of one domain.
 ///
@@ -253,6 +254,24 @@ impl<H: Hypervisor> IoreqServer<H> {
         let mut stats = self.core.route_stats();
         stats.extend(self.core.tracker_stats());
         stats
+    }
+
+    /// All of that, and how the server is at this moment.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let slots = &self.core.slots;
+        let waits = |vcpu| {
+            let state = slots.get(VcpuId(vcpu)).map(|slot| slot.state());
+            matches!(state, Some(STATE_IOREQ_READY | STATE_IOREQ_INPROCESS))
+        };
+        Report {
+            domid: self.core.hv.domid(),
+            server: self.core.id,
+            vcpus: (0..slots.vcpus()).map(waits).collect(),
+            tracked_pages: self.core.pages.len(),
+            stats: self.stats(),
+            routes: self.route_stats(),
+        }
     }
 
     /// Destroys the server now, and says whether that worked.

@@ -82,6 +82,22 @@ impl Latency {
         self.counts.iter().sum()
     }
 
+    /// How many of them took less than `nanos` nanoseconds; exact for powers of two, else up to an eighth of `nanos` too few.
+    #[must_use]
+    pub fn below(&self, nanos: u64) -> u64 {
+        let buckets = self.counts.iter().enumerate();
+        let below = buckets.filter(|(index, _)| upper(*index) < nanos);
+        below.map(|(_, count)| count).sum()
+    }
+
+    /// The sum of all in nanoseconds, at most an eighth too much.
+    #[must_use]
+    pub fn sum(&self) -> u128 {
+        let buckets = self.counts.iter().enumerate();
+        let sums = buckets.map(|(index, count)| u128::from(*count) * u128::from(upper(index)));
+        sums.sum()
+    }
+
     /// The latency that the fraction `q` (0 to 1) of the measured requests did not exceed; `None` without a measurement.
     #[must_use]
     pub fn percentile(&self, q: f64) -> Option<u64> {

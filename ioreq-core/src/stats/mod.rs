@@ -4,12 +4,14 @@
 
 mod counter;
 mod histogram;
+mod prometheus;
 mod report;
 mod watch;
 mod worker;
 
 pub use histogram::Latency;
-pub use report::{RouteStats, ServerStats};
+pub use prometheus::prometheus;
+pub use report::{Count, Report, RouteStats, ServerStats};
 
 pub(crate) use counter::{Counter, PerWorker};
 pub(crate) use watch::{Calling, Watch};
