@@ -52,8 +52,9 @@ pub enum End {
 ///
 /// [`begin`](Self::begin) and [`end`](Self::end) are called in pairs, by one thread, and between them that thread calls nothing else of
 /// a journal but [`read`](Self::read), [`wrote`](Self::wrote), and [`answer`](Self::answer) where a handler completes another request.
-/// `begin` may wait, so that requests are served one after the other, in the order in which they are told. Nothing else of the framework
-/// is locked then.
+/// `begin` may wait, so that requests are served one after the other, in the order in which they are told; of the framework nothing is locked
+/// then, but the buffered ring while one of its requests is served. [`answer`](Self::answer) may wait for what is between `begin` and `end`,
+/// and for nothing else: the deferral is locked.
 ///
 /// ```
 /// use std::sync::{Arc, Mutex};

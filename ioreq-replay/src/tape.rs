@@ -187,7 +187,7 @@ pub struct Source(Option<(Arc<Inner>, u8)>);
 
 impl Source {
     /// Has `take` take in some of `bytes`: as many of the first ones as it returns, which is returned. Requests wait meanwhile, so it must not
-    /// wait for one. If it takes none, nothing happened.
+    /// wait for one, nor for the server. If it takes none, nothing happened.
     pub fn offer(&self, bytes: &[u8], take: impl FnOnce(&[u8]) -> usize) -> usize {
         let Some((tape, source)) = &self.0 else {
             return take(bytes);

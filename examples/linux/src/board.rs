@@ -15,6 +15,7 @@ use ioreq::replay::Tape;
 use ioreq::routes::Routes;
 use ioreq::server::{Exit, IoreqServer, Running};
 use ioreq::snapshot::Snapshot;
+use ioreq::stats::Report;
 use ioreq::{Hypervisor, MmioRange, PortRange, Sbdf, ServerId, ShutdownReason};
 
 use crate::console::Console;
@@ -106,7 +107,7 @@ impl fmt::Debug for Parts {
 #[derive(Debug)]
 pub struct Board<H: Hypervisor> {
     /// Older than the server of the devices, so that it gets what they do not have.
-    left_over: IoreqServer<H>,
+    left_over: Arc<IoreqServer<H>>,
     server: Arc<IoreqServer<H>>,
     nobody: Arc<Nobody>,
     disk: Arc<Block<H>>,
@@ -143,7 +144,7 @@ impl<H: Hypervisor> Board<H> {
     /// The hypervisor's, and those of the disk's image.
     pub fn new(hypervisor: &Arc<H>, parts: Parts) -> Result<Self, Failure> {
         let tape = parts.tape;
-        let left_over = parts.servers.build(hypervisor, "left-over", &tape)?;
+        let left_over = Arc::new(parts.servers.build(hypervisor, "left-over", &tape)?);
         let nobody = Arc::new(Nobody::default());
         left_over.route("ports", PortRange::new(0, u16::MAX)?, Arc::clone(&nobody))?;
         for (first, last) in [VGA, (parts.mib << 20, LAST_ADDRESS)] {
@@ -274,6 +275,18 @@ impl<H: Hypervisor> Board<H> {
     #[must_use]
     pub fn server(&self) -> &IoreqServer<H> {
         &self.server
+    }
+
+    /// Tells, from any thread, how the servers are; none when the board is gone, which it does not keep.
+    pub fn reporter(&self) -> impl Fn() -> Vec<(&'static str, Report)> + Send + 'static {
+        let servers = [("devices", &self.server), ("left-over", &self.left_over)];
+        let servers = servers.map(|(name, server)| (name, Arc::downgrade(server)));
+        move || {
+            let live = servers
+                .iter()
+                .filter_map(|(name, server)| Some((*name, server.upgrade()?)));
+            live.map(|(name, server)| (name, server.report())).collect()
+        }
     }
 
     /// The disk.

@@ -21,6 +21,9 @@
 pub mod board;
 pub mod console;
 pub mod host_bridge;
+#[cfg(feature = "live")]
+pub mod live;
+pub mod metrics;
 pub mod nobody;
 pub mod power;
 pub mod replay;

@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 
 use ioreq::replay::Tape;
 use ioreq::server::Exit;
+use ioreq::stats::prometheus;
 use ioreq::xen::XenHypervisor;
 use ioreq::{DomId, GfnRange, GuestMap};
 use linux_boot::acpi::{Devices, PciHost, VirtioMmio, gsi_of_slot};
 use linux_boot::domain::LinuxDomain;
 use linux_boot::{Boot, layout};
 use linux_dm::board::{Board, DISK_SLOT, ENTROPY, ENTROPY_SLOT, Failure, Parts};
+use linux_dm::metrics::Metrics;
 use linux_dm::replay::Settings;
 use linux_dm::rescue::frames_at;
 use linux_dm::virtio::Fuse;
@@ -26,6 +28,7 @@ use xen_rig::Privcmd;
 
 use crate::options::Options;
 use crate::origin::Origin;
+use crate::screen::{Screen, Voice};
 use crate::script::{Listener, Script};
 
 /// After so long without a request while pages are tracked, a vCPU's place is looked up.
@@ -67,9 +70,10 @@ impl Ready {
         domain: LinuxDomain,
         hypervisor: Arc<XenHypervisor>,
         script: Script,
+        voice: &Voice,
     ) -> Result<Self, Failure> {
-        let (line, listener) = script.play(options.quiet);
-        let ended = Arc::clone(&hypervisor);
+        let (line, listener) = script.play(options.quiet, voice.clone());
+        let (ended, told) = (Arc::clone(&hypervisor), voice.clone());
         let tape = tape(options)?;
         let parts = Parts {
             disk: open(&options.disk, File::options().read(true).write(true))?,
@@ -81,7 +85,9 @@ impl Ready {
             },
             end: Box::new(move |reason| {
                 if let Err(err) = ended.device_model().remote_shutdown(reason) {
-                    println!("linux-dm: the domain cannot be shut down: {err}");
+                    told.say(format_args!(
+                        "linux-dm: the domain cannot be shut down: {err}"
+                    ));
                 }
             }),
             servers: origin.servers(),
@@ -91,7 +97,7 @@ impl Ready {
         if let Origin::TakenOver(life, _) = origin {
             board.restore(life.board.clone(), Box::new(line))?;
         }
-        origin.keep(domain.domid(), &board);
+        origin.keep(domain.domid(), &board, voice);
         Ok(Ready {
             domain,
             hypervisor,
@@ -107,6 +113,7 @@ impl Ready {
         xen: &Arc<Privcmd>,
         script: Script,
         origin: &Origin,
+        voice: &Voice,
     ) -> Result<Self, Failure> {
         let began = Instant::now();
         let domain = LinuxDomain::new(xen, options.vcpus, options.memory)?;
@@ -131,7 +138,7 @@ impl Ready {
             loaded.entry,
             loaded.kernel_end
         );
-        Self::new(options, origin, domain, hypervisor, script)
+        Self::new(options, origin, domain, hypervisor, script, voice)
     }
 }
 
@@ -153,14 +160,15 @@ pub(crate) fn live(
     script: Script,
     origin: &Origin,
 ) -> Result<(Exit, Script), Failure> {
+    let voice = Voice::default();
     let ready = match origin {
         Origin::TakenOver(life, _) => {
             let domain = LinuxDomain::adopt(xen, life.domid, options.vcpus)?;
             let hypervisor = Arc::new(hypervisor(options, life.domid)?);
             println!("linux-dm: takes over domain {}", life.domid);
-            Ready::new(options, origin, domain, hypervisor, script)?
+            Ready::new(options, origin, domain, hypervisor, script, &voice)?
         }
-        _ => Ready::boot(options, xen, script, origin)?,
+        _ => Ready::boot(options, xen, script, origin, &voice)?,
     };
     let Ready {
         domain,
@@ -169,6 +177,14 @@ pub(crate) fn live(
         listener,
         tape,
     } = ready;
+    let metrics = match &options.metrics {
+        Some(path) => Some(metrics(path, &board)?),
+        None => None,
+    };
+    let screen = match options.live {
+        true => Some(Screen::show(&voice, board.reporter())?),
+        false => None,
+    };
     let serving = board.start()?;
     let began = Instant::now();
     if !matches!(origin, Origin::TakenOver(..)) {
@@ -179,11 +195,12 @@ pub(crate) fn live(
     let typist = thread::spawn(move || listener.listen(&console));
     let exit = thread::scope(|scope| {
         let (on, waiting) = channel();
-        scope.spawn(|| guard(&domain, &hypervisor, &board, options.vcpus, waiting));
+        scope.spawn(|| guard(&domain, &hypervisor, &board, options.vcpus, waiting, &voice));
         let exit = serving.wait();
         drop(on);
         exit
     })?;
+    drop((screen, metrics));
     println!(
         "linux-dm: {exit:?} after {:.1} s",
         began.elapsed().as_secs_f32()
@@ -219,16 +236,17 @@ fn guard(
     board: &Board<XenHypervisor>,
     vcpus: u32,
     on: Receiver<()>,
+    voice: &Voice,
 ) {
     let (mut before, mut told) = (0, Instant::now());
     while let Err(RecvTimeoutError::Timeout) = on.recv_timeout(QUIET) {
         let requests = board.server().stats().requests();
         if told.elapsed() > TELL {
             told = Instant::now();
-            println!(
+            voice.say(format_args!(
                 "linux-dm: at work: {requests} requests; disk {}",
                 board.disk().stats()
-            );
+            ));
         }
         let WatcherStats {
             marked, unmarked, ..
@@ -238,7 +256,10 @@ fn guard(
             for place in (0..vcpus).filter_map(|vcpu| domain.place(vcpu).ok()) {
                 for gfn in frames_at(&*ram, place.cr3, place.rip) {
                     if board.watcher().give_back(gfn) {
-                        println!("linux-dm: rescued: code at {:#x}, tracked {gfn}", place.rip);
+                        let rip = place.rip;
+                        voice.say(format_args!(
+                            "linux-dm: rescued: code at {rip:#x}, tracked {gfn}"
+                        ));
                     }
                 }
             }
@@ -257,6 +278,20 @@ fn tape(options: &Options) -> Result<Tape, Failure> {
     )?;
     let settings = Settings::of(options.vcpus, options.memory, &options.disk)?;
     Ok(settings.record(to)?)
+}
+
+/// A page for Prometheus at a socket.
+fn metrics(path: &Path, board: &Board<XenHypervisor>) -> Result<Metrics, Failure> {
+    let reporter = board.reporter();
+    let page = move || {
+        let reports = reporter();
+        let reports: Vec<_> = reports
+            .iter()
+            .map(|(name, report)| (*name, report))
+            .collect();
+        prometheus(&reports)
+    };
+    Metrics::serve(path, page).map_err(|err| format!("{}: {err}", path.display()).into())
 }
 
 fn open(path: &Path, options: &OpenOptions) -> Result<File, Failure> {

@@ -8,6 +8,7 @@
 mod life;
 mod options;
 mod origin;
+mod screen;
 mod script;
 
 use std::process::ExitCode;

@@ -53,6 +53,12 @@ pub(crate) struct Options {
     /// image as it is now: copy it.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["take_over", "reboots", "kill_disk"])]
     pub(crate) record: Option<PathBuf>,
+    /// Shows in the terminal what the servers do, until `q` is pressed: vCPUs, requests, rates, latency, tracked pages, what is wrong.
+    #[arg(long)]
+    pub(crate) live: bool,
+    /// Gives a page for Prometheus to who asks for one at this unix socket.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) metrics: Option<PathBuf>,
     /// Does not show the console.
     #[arg(long)]
     pub(crate) quiet: bool,

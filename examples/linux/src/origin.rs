@@ -12,6 +12,8 @@ use linux_dm::board::{Board, Failure, Servers};
 use linux_dm::saved::SavedBoard;
 use serde::{Deserialize, Serialize};
 
+use crate::screen::Voice;
+
 /// What another process needs beside the servers' records.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Life {
@@ -60,12 +62,13 @@ impl Origin {
     }
 
     /// Keeps the board's state from now on.
-    pub(crate) fn keep<H: Hypervisor>(&self, domid: u16, board: &Board<H>) {
+    pub(crate) fn keep<H: Hypervisor>(&self, domid: u16, board: &Board<H>, voice: &Voice) {
         let (path, identity) = match self {
             Origin::Alone => return,
             Origin::Kept(path, identity) => (file(path), identity.clone()),
             Origin::TakenOver(life, path) => (file(path), life.identity.clone()),
         };
+        let voice = voice.clone();
         board.keep(move |board| {
             let life = Life {
                 domid,
@@ -73,7 +76,8 @@ impl Origin {
                 board: board.clone(),
             };
             if let Err(err) = write(&path, life) {
-                println!("linux-dm: {} could not be written: {err}", path.display());
+                let file = path.display();
+                voice.say(format_args!("linux-dm: {file} could not be written: {err}"));
             }
         });
     }

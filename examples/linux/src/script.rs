@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use linux_dm::board::Failure;
 use linux_dm::console::Console;
 
+use crate::screen::Voice;
+
 /// How long the guest may take to read what is typed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -50,12 +52,13 @@ impl Script {
     }
 
     /// Where the console prints, and who listens there.
-    pub(crate) fn play(self, quiet: bool) -> (Line, Listener) {
+    pub(crate) fn play(self, quiet: bool, voice: Voice) -> (Line, Listener) {
         let (send, heard) = channel();
         let listener = Listener {
             heard,
             script: self,
             quiet,
+            voice,
         };
         (Line(send), listener)
     }
@@ -82,6 +85,7 @@ pub(crate) struct Listener {
     heard: Receiver<Vec<u8>>,
     script: Script,
     quiet: bool,
+    voice: Voice,
 }
 
 impl Listener {
@@ -94,7 +98,7 @@ impl Listener {
                 match byte {
                     b'\n' => {
                         if !self.quiet {
-                            println!("guest: {line}");
+                            self.voice.say(format_args!("guest: {line}"));
                         }
                         line.clear();
                     }
@@ -107,11 +111,10 @@ impl Listener {
                 && let Some((_, answer)) = self.script.steps.pop_front()
                 && let Some(console) = console.upgrade()
             {
-                println!(
-                    "linux-dm: after {:.1} s: {}",
-                    began.elapsed().as_secs_f32(),
-                    answer.trim_end()
-                );
+                let after = began.elapsed().as_secs_f32();
+                let typed = answer.trim_end();
+                self.voice
+                    .say(format_args!("linux-dm: after {after:.1} s: {typed}"));
                 let typed = console.type_in(answer.as_bytes(), PATIENCE);
                 if typed < answer.len() {
                     return Err(format!("the guest read {typed} bytes of {answer:?}"));
