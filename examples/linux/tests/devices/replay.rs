@@ -72,7 +72,7 @@ fn a_recording_that_ends_anywhere_is_played_up_to_there() {
     let all = replay(&bytes).unwrap();
     assert!(all.closed);
     let mut before = 0;
-    for len in (0..bytes.len()).step_by(1 + bytes.len() / 60) {
+    for len in (0..bytes.len()).step_by(1 + bytes.len() / 20) {
         match replay(&bytes[..len]) {
             Ok(replayed) => {
                 assert!(!replayed.closed, "{len}");
