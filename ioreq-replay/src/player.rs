@@ -6,6 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
+#[cfg(feature = "sim")]
 use std::time::{Duration, Instant};
 
 use crate::act::{Act, Ended, Names};
