@@ -72,6 +72,17 @@ fn step(cpu: &mut Cpu, instr: Instr) -> Result<Option<u64>, CpuFault> {
             width: w,
             count,
         } => cpu.rep_movs(to, from, width(w), count),
+        Instr::RepMovsDown {
+            from,
+            to,
+            width: w,
+            count,
+        } => {
+            cpu.set_df(true);
+            let done = cpu.rep_movs(to, from, width(w), count);
+            cpu.set_df(false);
+            done
+        }
         Instr::RepIns {
             port,
             to,
