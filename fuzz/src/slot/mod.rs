@@ -207,9 +207,23 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// A route more, or the last one less.
+    /// A route more, or the last one less, or with another handler.
     fn change_routes(&mut self, script: &mut Script) {
-        if script.below(4) == 0 || self.added.len() >= 8 {
+        let what = script.below(8);
+        if what == 4
+            && let Some(added) = self.added.last()
+            && let Some(route) = self.oracle.routes.last_mut()
+        {
+            route.behaviour = match route.behaviour {
+                Behaviour::Batch => Behaviour::Refuse,
+                _ => Behaviour::Batch,
+            };
+            let route = *route;
+            self.rig
+                .replace(*added, self.oracle.routes.len() - 1, route);
+            return;
+        }
+        if what.is_multiple_of(4) || self.added.len() >= 8 {
             if let Some(route) = self.added.pop() {
                 self.oracle.routes.pop();
                 self.rig.retract(route);

@@ -297,14 +297,27 @@ impl Rig {
     }
 
     /// One more route; None if the server refuses it.
-    pub(super) fn add(&self, index: usize, route: Route) -> Option<RouteId> {
-        let handler = Ranged {
+    fn handler(&self, index: usize, route: Route) -> Ranged {
+        Ranged {
             index,
             route,
             memo: Arc::clone(&self.memo),
             slots: self.slots.clone(),
-        };
+        }
+    }
+
+    pub(super) fn add(&self, index: usize, route: Route) -> Option<RouteId> {
+        let handler = self.handler(index, route);
         self.server.route("added", range(&route), handler).ok()
+    }
+
+    /// Gives it the handler of `route`, which has the same range.
+    pub(super) fn replace(&self, id: RouteId, index: usize, route: Route) {
+        let replaced = self
+            .server
+            .control()
+            .replace(id, Arc::new(self.handler(index, route)));
+        replaced.expect("it is there");
     }
 
     pub(super) fn retract(&self, route: RouteId) {

@@ -18,7 +18,8 @@ use ioreq_core::handler::{
 use ioreq_core::routes::{RouteId, Routes};
 use ioreq_core::server::{IoreqServer, Polling, Workers};
 use ioreq_core::{
-    BufIoreq, DomainState, Gfn, GfnRange, GuestMap, GuestRam, MmioRange, PortRange, VcpuId,
+    BufIoreq, DomainState, ErrorKind, Gfn, GfnRange, GuestMap, GuestRam, MmioRange, PortRange,
+    VcpuId,
 };
 use ioreq_sim::{Domain, DomainConfig, Machine, Schedule, SimHypervisor, SimMemory, XenVersion};
 use vm_memory::GuestAddress;
@@ -435,6 +436,18 @@ impl Rig {
         let twice = self.tracker.track_each(vec![page(1), page(2), page(1)]);
         assert!(twice.is_err(), "a page twice in one call");
         self.tracker.track_each(Vec::new()).unwrap_or_default();
+        let other = self.tracker.clone();
+        for gfn in (0..PAGES).map(Gfn) {
+            if other.state(gfn) == PageState::Tracked {
+                let handler = Arc::new(Mirror(Arc::clone(&self.mirrors)));
+                let err = other.adopt(gfn.into(), handler).expect_err("it is tracked");
+                let expected = match self.claim.is_suspended() {
+                    true => ErrorKind::Busy,
+                    false => ErrorKind::RouteConflict,
+                };
+                assert_eq!(err.kind(), expected);
+            }
+        }
         let taken = MmioRange::sized(MMIO + 8, 8).expect("in order");
         let conflict = self
             .server
