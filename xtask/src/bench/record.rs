@@ -44,6 +44,8 @@ fn machine() -> String {
         .next()
         .and_then(|line| line.split(": ").nth(1));
     let kernel = said("/proc/sys/kernel/osrelease");
+    // The version; what follows names a build.
+    let kernel = kernel.split('-').next().unwrap_or_default();
     let rustc = Command::new("rustc").arg("--version").output();
     let rustc = rustc.map_or_else(
         |_| String::new(),
