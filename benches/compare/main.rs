@@ -6,6 +6,7 @@
 mod calls;
 mod changes;
 mod clock;
+#[path = "../../ioreq-core/tests/counting/mod.rs"]
 mod counting;
 mod floors;
 mod guest;

@@ -1,61 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! UNSAFETY: a global allocator, which is the only way to see what is not freed. It passes everything on to the system's.
-//!
 //! What the routing structures take they give back, and what readers may look at they keep till then.
 #![cfg(not(loom))]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod counting;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ioreq_core::dispatch::{Counted, Grace, PageMap, PortMap, RangeMap};
 use ioreq_core::{Gfn, GfnRange, MmioRange, PortRange};
 
-thread_local! {
-    /// Bytes that this thread has allocated and not freed.
-    static HELD: Cell<isize> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn count(bytes: isize) {
-    // A thread that ends may have lost its counter already.
-    let _ = HELD.try_with(|held| held.set(held.get() + bytes));
-}
-
-// SAFETY: every call is passed on to `System` as it is, which keeps the trait's contract.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size().cast_signed());
-        // SAFETY: the caller's promises are `System`'s.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size().cast_signed());
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        count(-layout.size().cast_signed());
-        // SAFETY: as above; `ptr` came from `System`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
+use counting::held_by;
 
 /// Bytes that this thread still holds of what it allocated in `work`.
 fn kept_by(work: impl FnOnce()) -> isize {
     // What is made once per thread.
     Grace::new().reader().enter().quiesce();
-    let before = HELD.get();
-    work();
-    HELD.get() - before
+    held_by(work).0
 }
 
 /// So much of a route's own: that it is not freed shows.

@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use anyhow::{Result, anyhow};
+use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 
 use super::figures::{Figures, Row};
@@ -77,30 +78,42 @@ fn legend(area: &Area<'_>, lines: &[Line]) -> Result<()> {
     Ok(())
 }
 
-/// Nanoseconds over the number of ranges, both logarithmic.
-fn cost(title: &str, lines: &[Line]) -> Result<String> {
-    let points = || lines.iter().flat_map(|line| &line.points);
+/// One of a plot's two directions.
+struct Axis<'a, C> {
+    range: C,
+    name: &'a str,
+    labels: usize,
+    label: &'a dyn Fn(&f64) -> String,
+}
+
+fn plot<X, Y>(title: &str, lines: &[Line], across: Axis<'_, X>, up: Axis<'_, Y>) -> Result<String>
+where
+    X: AsRangedCoord<Value = f64>,
+    Y: AsRangedCoord<Value = f64>,
+    X::CoordDescType: ValueFormatter<f64>,
+    Y::CoordDescType: ValueFormatter<f64>,
+{
     let mut svg = String::new();
     {
         let whole = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         whole.fill(&WHITE).map_err(wrong)?;
         let (area, names) = whole.split_horizontally(PLOT);
         legend(&names, lines)?;
-        let across = span(points().map(|(n, _)| *n), 1.5).log_scale();
-        let up = span(points().map(|(_, ns)| *ns), 1.5).log_scale();
         let mut chart = ChartBuilder::on(&area)
             .caption(title, ("sans-serif", 18))
             .margin(10)
             .x_label_area_size(40)
             .y_label_area_size(60)
-            .build_cartesian_2d(across, up)
+            .build_cartesian_2d(across.range, up.range)
             .map_err(wrong)?;
         chart
             .configure_mesh()
-            .x_desc("ranges or pages")
-            .y_desc("ns per write")
-            .y_label_formatter(&|ns| format!("{ns}"))
-            .x_label_formatter(&|n| format!("{n:.0}"))
+            .x_desc(across.name)
+            .x_labels(across.labels)
+            .x_label_formatter(across.label)
+            .y_desc(up.name)
+            .y_labels(up.labels)
+            .y_label_formatter(up.label)
             .light_line_style(WHITE)
             .draw()
             .map_err(wrong)?;
@@ -114,43 +127,44 @@ fn cost(title: &str, lines: &[Line]) -> Result<String> {
     Ok(svg)
 }
 
+/// Nanoseconds over the number of ranges, both logarithmic.
+fn cost(title: &str, lines: &[Line]) -> Result<String> {
+    let points = || lines.iter().flat_map(|line| &line.points);
+    let across = Axis {
+        range: span(points().map(|(n, _)| *n), 1.5).log_scale(),
+        name: "ranges or pages",
+        labels: 11,
+        label: &|n| format!("{n:.0}"),
+    };
+    let up = Axis {
+        range: span(points().map(|(_, ns)| *ns), 1.5).log_scale(),
+        name: "ns per write",
+        labels: 11,
+        label: &|ns| format!("{ns}"),
+    };
+    plot(title, lines, across, up)
+}
+
 /// Million writes a second over the number of threads.
 fn throughput(title: &str, lines: &[Line]) -> Result<String> {
-    let points = || lines.iter().flat_map(|line| &line.points);
-    let most = points().map(|(_, rate)| *rate).fold(0.0, f64::max);
-    let mut svg = String::new();
-    {
-        let whole = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        whole.fill(&WHITE).map_err(wrong)?;
-        let (area, names) = whole.split_horizontally(PLOT);
-        legend(&names, lines)?;
-        let mut chart = ChartBuilder::on(&area)
-            .caption(title, ("sans-serif", 18))
-            .margin(10)
-            .x_label_area_size(40)
-            .y_label_area_size(60)
-            .build_cartesian_2d(0.8..2.2, 0.0..most * 1.1)
-            .map_err(wrong)?;
-        chart
-            .configure_mesh()
-            .x_desc("threads")
-            .y_desc("million writes a second")
-            .x_labels(3)
-            .x_label_formatter(&|threads: &f64| match threads.fract() {
-                0.0 => format!("{threads:.0}"),
-                _ => String::new(),
-            })
-            .light_line_style(WHITE)
-            .draw()
-            .map_err(wrong)?;
-        for line in lines {
-            let style = color(&line.name).stroke_width(2);
-            let drawn = LineSeries::new(line.points.iter().copied(), style).point_size(3);
-            chart.draw_series(drawn).map_err(wrong)?;
-        }
-        whole.present().map_err(wrong)?;
-    }
-    Ok(svg)
+    let points = lines.iter().flat_map(|line| &line.points);
+    let most = points.map(|(_, rate)| *rate).fold(0.0, f64::max);
+    let across = Axis {
+        range: 0.8..2.2,
+        name: "threads",
+        labels: 3,
+        label: &|threads| match threads.fract() {
+            0.0 => format!("{threads:.0}"),
+            _ => String::new(),
+        },
+    };
+    let up = Axis {
+        range: 0.0..most * 1.1,
+        name: "million writes a second",
+        labels: 11,
+        label: &|rate| format!("{rate:.0}"),
+    };
+    plot(title, lines, across, up)
 }
 
 fn wrong(err: impl std::fmt::Display) -> anyhow::Error {
