@@ -16,6 +16,7 @@ mod dirty;
 mod dma;
 mod exit;
 mod group;
+mod held;
 mod ioreq_server;
 mod journaled;
 mod log_limit;
