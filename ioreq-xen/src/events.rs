@@ -65,14 +65,21 @@ impl XenEvents {
         self.error(errno).about(port.to_string())
     }
 
+    #[cold]
+    #[inline(never)]
+    fn stranger(&self, port: LocalPort) -> Error {
+        Error::new(Op::EventChannel, ErrorKind::InvalidArgument)
+            .domain(self.domid)
+            .about(format!("{port} is not bound here"))
+    }
+
+    #[cold]
+    #[inline(never)]
     fn error(&self, errno: i32) -> Error {
         Error::from_errno(Op::EventChannel, errno).domain(self.domid)
     }
 
-    fn io_error(&self, err: &std::io::Error) -> Error {
-        Error::from_io(Op::EventChannel, err).domain(self.domid)
-    }
-
+    #[inline]
     fn read(&self) -> RwLockReadGuard<'_, Vec<LocalPort>> {
         self.ports.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -100,9 +107,10 @@ impl EventChannels for XenEvents {
         Ok(())
     }
 
+    #[inline(always)]
     fn pending(&self, ports: &mut [LocalPort]) -> Result<usize> {
         loop {
-            let count = self.evtchn.read(ports).map_err(|err| self.io_error(&err))?;
+            let count = self.evtchn.read(ports).map_err(|errno| self.error(errno))?;
             if count == 0 {
                 return Ok(0);
             }
@@ -123,18 +131,18 @@ impl EventChannels for XenEvents {
         }
     }
 
+    #[inline(always)]
     fn unmask(&self, ports: &[LocalPort]) -> Result<()> {
         {
             let bound = self.read();
             if let Some(stranger) = ports.iter().find(|port| !bound.contains(port)) {
-                return Err(Error::new(Op::EventChannel, ErrorKind::InvalidArgument)
-                    .domain(self.domid)
-                    .about(format!("{stranger} is not bound here")));
+                return Err(self.stranger(*stranger));
             }
         }
-        self.evtchn.unmask(ports).map_err(|err| self.io_error(&err))
+        self.evtchn.unmask(ports).map_err(|errno| self.error(errno))
     }
 
+    #[inline(always)]
     fn notify(&self, port: LocalPort) -> Result<()> {
         self.evtchn
             .notify(port)
@@ -146,7 +154,7 @@ impl EventChannels for XenEvents {
         // The reset forgets which ports were masked, and leaves them so.
         self.evtchn
             .unmask(&self.read())
-            .map_err(|err| self.io_error(&err))
+            .map_err(|errno| self.error(errno))
     }
 
     /// Not with a file that was restricted before: it may bind one domain's ports only.

@@ -15,7 +15,7 @@
 //!
 //! Going on line costs that fence, quiescing a load and a store on the reader's own line. No reader ever waits.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::marker::PhantomData;
@@ -36,20 +36,52 @@ type Word = Arc<CachePadded<AtomicU64>>;
 
 #[cfg(not(loom))]
 std::thread_local! {
-    /// The registries that this thread is on line with, by address.
-    static ON_LINE: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+    /// The registry that this thread is on line with, by address; 0 if there is none.
+    static ON_LINE: Cell<usize> = const { Cell::new(0) };
+    /// More of them. Nearly always there are none, and a worker that wakes up need not touch the list.
+    static MORE: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 #[cfg(loom)]
 loom::thread_local! {
-    static ON_LINE: RefCell<Vec<usize>> = RefCell::new(Vec::new());
+    static ON_LINE: Cell<usize> = Cell::new(0);
+    static MORE: RefCell<Vec<usize>> = RefCell::new(Vec::new());
 }
 
-/// Looks at the list of registries. None at a thread's very end, when the list is gone: a server that a thread-local value owns
-/// ends then, and holds nothing while it waits.
-fn on_line<T>(look: impl FnOnce(&mut Vec<usize>) -> T) -> Option<T> {
-    ON_LINE
-        .try_with(|on_line| look(&mut on_line.borrow_mut()))
-        .ok()
+/// Looks at the list of further registries. None at a thread's very end, when the list is gone: a server that a thread-local value
+/// owns ends then, and holds nothing while it waits.
+#[cold]
+fn more<T>(look: impl FnOnce(&mut Vec<usize>) -> T) -> Option<T> {
+    MORE.try_with(|more| look(&mut more.borrow_mut())).ok()
+}
+
+/// This thread is on line with the registry at `address`, once more.
+#[inline]
+fn on_line(address: usize) {
+    ON_LINE.with(|one| match one.get() {
+        0 => one.set(address),
+        _ => drop(more(|more| more.push(address))),
+    });
+}
+
+/// Once less.
+#[inline]
+fn off_line(address: usize) {
+    ON_LINE.with(|one| {
+        if one.get() == address {
+            one.set(0);
+            return;
+        }
+        more(|more| {
+            if let Some(at) = more.iter().rposition(|other| *other == address) {
+                more.swap_remove(at);
+            }
+        });
+    });
+}
+
+/// Whether this thread is on line with the registry at `address`.
+fn is_on_line(address: usize) -> bool {
+    ON_LINE.with(Cell::get) == address || more(|more| more.contains(&address)) == Some(true)
 }
 
 /// The registry of readers, and the garbage that waits for them.
@@ -161,7 +193,7 @@ impl Grace {
     /// # Errors
     /// `WouldDeadlock` if this thread is on line itself: it would wait for itself.
     pub fn synchronize(&self) -> Result<()> {
-        if on_line(|on_line| on_line.contains(&self.address())) == Some(true) {
+        if is_on_line(self.address()) {
             return Err(Error::new(Op::Synchronize, ErrorKind::WouldDeadlock));
         }
         let stamp = self.advance();
@@ -261,18 +293,20 @@ impl fmt::Debug for Grace {
 /// grace.synchronize()?;
 /// # Ok::<(), ioreq_core::Error>(())
 /// ```
+// In this order: side by side, the two pointers would be taken into a vector register, at every wake-up (see `Service::serve_taken`).
+#[repr(C)]
 pub struct Reader {
     grace: Arc<Grace>,
-    word: Word,
     /// What it found last, in whichever map.
     last: LastHit,
+    word: Word,
 }
 
 impl Reader {
     /// Goes on line.
     #[must_use]
     pub fn enter(&mut self) -> ReadGuard<'_> {
-        on_line(|on_line| on_line.push(self.grace.address()));
+        on_line(self.grace.address());
         // Acquire: pairs with `advance`: everything unlinked before that number is seen as unlinked.
         let now = self.grace.now.load(Ordering::Acquire);
         // Relaxed: the fence below orders it.
@@ -358,12 +392,7 @@ impl Drop for ReadGuard<'_> {
     fn drop(&mut self) {
         // Release: as in `quiesce`.
         self.word.store(OFF_LINE, Ordering::Release);
-        let address = self.grace.address();
-        on_line(|on_line| {
-            if let Some(at) = on_line.iter().rposition(|other| *other == address) {
-                on_line.swap_remove(at);
-            }
-        });
+        off_line(self.grace.address());
     }
 }
 

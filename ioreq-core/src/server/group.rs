@@ -209,6 +209,7 @@ impl<H: Hypervisor> Group<H> {
     }
 
     /// Takes the events that came; their ports stay masked.
+    #[inline(always)]
     fn take_events(&mut self) -> Result<(), Exit> {
         loop {
             match self.service.events.pending(&mut self.fired) {
@@ -223,31 +224,38 @@ impl<H: Hypervisor> Group<H> {
                         return Ok(());
                     }
                 }
-                Err(err) => match err.kind() {
-                    ErrorKind::Retry => {}
-                    ErrorKind::EventOverflow => {
-                        // Events were lost: the pass that follows looks at every slot and at the ring all the same.
-                        self.service
-                            .count(|counters| counters.event_overflows.bump());
-                        self.service.events.recover().map_err(Exit::Failed)?;
-                        self.masked.clear();
-                        return Ok(());
-                    }
-                    ErrorKind::TakenOver => return Err(Exit::TakenOver),
-                    ErrorKind::DomainGone => return Err(Exit::DomainGone),
-                    _ => return Err(Exit::Failed(err)),
-                },
+                Err(err) if err.kind() == ErrorKind::Retry => {}
+                Err(err) => return self.no_events(err),
             }
         }
     }
 
+    #[cold]
+    #[inline(never)]
+    fn no_events(&mut self, err: Error) -> Result<(), Exit> {
+        match err.kind() {
+            ErrorKind::EventOverflow => {
+                // Events were lost: the pass that follows looks at every slot and at the ring all the same.
+                self.service
+                    .count(|counters| counters.event_overflows.bump());
+                self.service.events.recover().map_err(Exit::Failed)?;
+                self.masked.clear();
+                Ok(())
+            }
+            ErrorKind::TakenOver => Err(Exit::TakenOver),
+            ErrorKind::DomainGone => Err(Exit::DomainGone),
+            _ => Err(Exit::Failed(err)),
+        }
+    }
+
     /// Lets the ports that fired fire again. Look at the slots once more after it.
+    #[inline(always)]
     pub(super) fn unmask(&mut self) {
         if self.masked.is_empty() {
             return;
         }
         if let Err(err) = self.service.events.unmask(&self.masked) {
-            tracing::warn!(%err, "event channels could not be unmasked");
+            not_unmasked(&err);
         }
         self.masked.clear();
     }
@@ -387,4 +395,10 @@ impl<H: Hypervisor> Group<H> {
             }
         }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn not_unmasked(err: &Error) {
+    tracing::warn!(%err, "event channels could not be unmasked");
 }

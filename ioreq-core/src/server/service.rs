@@ -335,10 +335,12 @@ impl<H: Hypervisor> Service<H> {
     }
 
     /// The last step: wakes the vCPU whose request was answered.
+    #[inline(always)]
     pub(super) fn finish(&self, core: &Core<H>, port: LocalPort, _answered: Answered) {
         self.notify(core, port);
     }
 
+    #[inline(always)]
     fn notify(&self, core: &Core<H>, port: LocalPort) {
         match self.events.notify(port) {
             Ok(()) => self.count(|counters| counters.notifies.bump()),

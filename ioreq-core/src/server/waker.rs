@@ -53,12 +53,15 @@ impl Waker {
     }
 
     /// Whether somebody woke the group since the last call; a load where nobody did.
+    #[inline(always)]
     pub(super) fn take(&self) -> bool {
         // Relaxed: only a hint that the swap is worth its cost.
         self.signalled.load(Ordering::Relaxed) && self.drain()
     }
 
     /// The same after a sleep: empties the fd whatever the flag says, because a writer may come late with its write.
+    #[cold]
+    #[inline(never)]
     pub(super) fn drain(&self) -> bool {
         // Non-blocking; an empty counter means that the writer has not got there yet, and the fd will wake us once for nothing.
         let _empty = self.fd.read();

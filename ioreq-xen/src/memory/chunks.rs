@@ -83,7 +83,21 @@ impl Chunks {
     ///
     /// # Errors
     /// The page that cannot be mapped, and why.
+    #[inline]
     pub(super) fn require(&self, first: usize, last: usize) -> Result<(), Unmapped> {
+        // Nearly every access lies in one chunk, which is full.
+        let at = first / CHUNK_PAGES;
+        if at == last / CHUNK_PAGES
+            && last < self.pages
+            && self.chunks.get(at).is_some_and(Chunk::is_full)
+        {
+            return Ok(());
+        }
+        self.require_each(first, last)
+    }
+
+    #[inline(never)]
+    fn require_each(&self, first: usize, last: usize) -> Result<(), Unmapped> {
         if last >= self.pages {
             return Err(Unmapped {
                 page: last,
@@ -174,6 +188,12 @@ impl Chunks {
 }
 
 impl Chunk {
+    #[inline]
+    fn is_full(&self) -> bool {
+        // Acquire: as in `has`.
+        self.state.load(Ordering::Acquire) == FULL
+    }
+
     /// Whether pages `from..=to` are mapped.
     fn has(&self, from: usize, to: usize) -> bool {
         // Acquire: pairs with the Release stores of whoever mapped them.

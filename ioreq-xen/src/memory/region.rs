@@ -68,6 +68,7 @@ impl ForeignRegion {
     }
 
     /// `count` bytes from `offset` on, mapped.
+    #[inline]
     fn slice(&self, offset: MemoryRegionAddress, count: usize) -> MemResult<VolatileSlice<'_, ()>> {
         let at = usize::try_from(offset.0).map_err(|_| MemError::InvalidBackendAddress)?;
         let end = at
