@@ -188,10 +188,44 @@ static evtchn_port_t bind(evtchn_port_t remote)
     return port;
 }
 
-static void range(int is_mmio, uint64_t start, uint64_t end)
+static void range(int on, int is_mmio, uint64_t start, uint64_t end)
 {
-    if (xendevicemodel_map_io_range_to_ioreq_server(dm, domid, id, is_mmio, start, end))
+    int failed;
+
+    if (on)
+        failed = xendevicemodel_map_io_range_to_ioreq_server(dm, domid, id, is_mmio, start, end);
+    else
+        failed = xendevicemodel_unmap_io_range_from_ioreq_server(dm, domid, id, is_mmio, start, end);
+    if (failed)
         die("range");
+}
+
+static void set_type(hvmmem_type_t type, uint64_t first, uint64_t pages, uint64_t batch)
+{
+    for (uint64_t at = 0; at < pages; at += batch)
+        if (xendevicemodel_set_mem_type(dm, domid, type, first + at, batch))
+            die("set_mem_type");
+}
+
+static void claim(int on)
+{
+    uint32_t flags = on ? XEN_DMOP_IOREQ_MEM_ACCESS_WRITE : 0;
+
+    if (xendevicemodel_map_mem_type_to_ioreq_server(dm, domid, id, HVMMEM_ioreq_server, flags))
+        die("claim");
+}
+
+// Offers the devices, or takes them away: the guest is idle then, and no request in flight.
+static void offer(int on, uint64_t port, uint64_t mmio, uint64_t tracked)
+{
+    range(on, 0, port, port + 4 * REGISTERS - 1);
+    range(on, 1, mmio, mmio + 4 * REGISTERS - 1);
+    range(on, 1, 0xa0000, 0xbffff);
+    if (on)
+        claim(1);
+    set_type(on ? HVMMEM_ioreq_server : HVMMEM_ram_rw, tracked, 1, 1);
+    if (!on)
+        claim(0);
 }
 
 static void set_up(void)
@@ -208,36 +242,34 @@ static void set_up(void)
         die("enable");
     slot_port = bind(slots->vcpu_ioreq[0].vp_eport);
     ring_port = bind(remote);
-    if (xendevicemodel_map_mem_type_to_ioreq_server(dm, domid, id, HVMMEM_ioreq_server, XEN_DMOP_IOREQ_MEM_ACCESS_WRITE))
-        die("claim");
 }
 
-static void tear_down(uint64_t tracked)
+static void tear_down(void)
 {
-    // The guest is idle: there is no request in flight.
-    if (tracked && xendevicemodel_set_mem_type(dm, domid, HVMMEM_ram_rw, tracked, 1))
-        die("unmark");
-    if (xendevicemodel_map_mem_type_to_ioreq_server(dm, domid, id, HVMMEM_ioreq_server, 0))
-        die("disclaim");
     if (xendevicemodel_destroy_ioreq_server(dm, domid, id))
         die("destroy");
 }
 
-// Serves until the standard input ends.
+// Serves until the standard input ends. A line of it takes the devices away, and the next one brings them back.
 static void serve(uint64_t port, uint64_t mmio, uint64_t tracked)
 {
     struct pollfd fds[2] = { { .fd = xenevtchn_fd(xce), .events = POLLIN }, { .fd = 0, .events = POLLIN } };
+    int on = 1;
 
-    range(0, port, port + 4 * REGISTERS - 1);
-    range(1, mmio, mmio + 4 * REGISTERS - 1);
-    range(1, 0xa0000, 0xbffff);
-    if (xendevicemodel_set_mem_type(dm, domid, HVMMEM_ioreq_server, tracked, 1))
-        die("mark");
+    offer(on, port, mmio, tracked);
     puts("ready");
     fflush(stdout);
     while (poll(fds, 2, -1) >= 0 || errno == EINTR) {
-        if (fds[1].revents)
-            break;
+        if (fds[1].revents) {
+            char line;
+
+            if (read(0, &line, 1) != 1)
+                break;
+            on = !on;
+            offer(on, port, mmio, tracked);
+            printf("on %d\n", on);
+            fflush(stdout);
+        }
         if (fds[0].revents) {
             int fired = xenevtchn_pending(xce);
 
@@ -251,7 +283,9 @@ static void serve(uint64_t port, uint64_t mmio, uint64_t tracked)
                 serve_slot();
         }
     }
-    tear_down(tracked);
+    if (on)
+        offer(0, port, mmio, tracked);
+    tear_down();
     printf("served %" PRIu64 " posted %" PRIu64 " sum %" PRIu64 "\n", served, posted, sum);
 }
 
@@ -263,18 +297,12 @@ static double now(void)
     return time.tv_sec + time.tv_nsec / 1e9;
 }
 
-static void set_type(hvmmem_type_t type, uint64_t first, uint64_t pages, uint64_t batch)
-{
-    for (uint64_t at = 0; at < pages; at += batch)
-        if (xendevicemodel_set_mem_type(dm, domid, type, first + at, batch))
-            die("set_mem_type");
-}
-
 // Marks pages that nobody writes to, and unmarks them, in batches; one step for each line of the standard input.
 static void mark(uint64_t first, uint64_t pages, uint64_t batch)
 {
     int marked = 0;
 
+    claim(1);
     puts("ready");
     fflush(stdout);
     while (getchar() == '\n') {
@@ -287,7 +315,8 @@ static void mark(uint64_t first, uint64_t pages, uint64_t batch)
     }
     if (marked)
         set_type(HVMMEM_ram_rw, first, pages, batch);
-    tear_down(0);
+    claim(0);
+    tear_down();
     puts("marked 0");
 }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 use std::ptr;
 use std::thread;
 use std::time::Duration;
@@ -24,6 +24,8 @@ pub struct Calls {
     pub thread: String,
     /// Number of the system call, of an `ioctl` the request, too; and how often.
     pub counts: BTreeMap<(u64, u64), u64>,
+    /// How often a vector register was written between two of them.
+    pub vectors: u64,
 }
 
 impl Calls {
@@ -40,12 +42,18 @@ struct Thread {
     stopped: bool,
     /// The call that attaching interrupted: it is begun anew, which is our doing.
     interrupted: Option<u64>,
+    /// Its vector registers hold [`MARK`], unless it wrote to one since.
+    marked: bool,
     calls: Calls,
 }
 
+/// What vector registers hold after a system call that has been traced, all of them. A function that was called leaves nothing in
+/// them; a program that keeps something there across a call which is inlined would go wrong, and is found by that.
+const MARK: u32 = 0x7ec7_0123;
+
 fn ptrace(request: c_uint, tid: pid_t, address: usize, data: *mut c_void) -> io::Result<()> {
-    // SAFETY: `data` is a number for the requests used here, but for PTRACE_GET_SYSCALL_INFO: there `address` is the size of what
-    // it points to.
+    // SAFETY: `data` is a number for the requests used here, but for PTRACE_GET_SYSCALL_INFO, where `address` is the size of what
+    // it points to, and PTRACE_GETFPREGS and PTRACE_SETFPREGS, where it points to a `user_fpregs_struct`.
     match unsafe { libc::ptrace(request, tid, address, data) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
@@ -82,7 +90,9 @@ impl Thread {
             calls: Calls {
                 thread: name.trim().into(),
                 counts: BTreeMap::new(),
+                vectors: 0,
             },
+            marked: false,
         })
     }
 
@@ -98,8 +108,24 @@ impl Thread {
         )?;
         // SAFETY: zeros are a value of it, and the kernel has filled it.
         let info = unsafe { info.assume_init() };
+        if info.op == libc::PTRACE_SYSCALL_INFO_EXIT {
+            let mut registers = self.vector_registers()?;
+            registers.xmm_space.fill(MARK);
+            ptrace(
+                libc::PTRACE_SETFPREGS,
+                self.tid,
+                0,
+                (&raw mut registers).cast(),
+            )?;
+            self.marked = true;
+        }
         if info.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
             return Ok(());
+        }
+        if mem::take(&mut self.marked) {
+            let registers = self.vector_registers()?;
+            let kept = registers.xmm_space.iter().all(|word| *word == MARK);
+            self.calls.vectors += u64::from(!kept);
         }
         // SAFETY: the member that goes with this `op`.
         let entry = unsafe { info.u.entry };
@@ -113,6 +139,18 @@ impl Thread {
         let request = if is_ioctl { entry.args[1] } else { 0 };
         *self.calls.counts.entry((entry.nr, request)).or_default() += 1;
         Ok(())
+    }
+
+    fn vector_registers(&self) -> io::Result<libc::user_fpregs_struct> {
+        let mut registers = MaybeUninit::<libc::user_fpregs_struct>::zeroed();
+        ptrace(
+            libc::PTRACE_GETFPREGS,
+            self.tid,
+            0,
+            registers.as_mut_ptr().cast(),
+        )?;
+        // SAFETY: zeros are a value of it, and the kernel has filled it.
+        Ok(unsafe { registers.assume_init() })
     }
 
     /// Goes on, with the signal that stopped it.

@@ -107,6 +107,15 @@ impl Server {
         self.line()
     }
 
+    /// Has it offer its devices, or take them away.
+    pub(crate) fn offer(&mut self, on: bool) -> Result<(), Failure> {
+        let wanted = f64::from(u8::from(on));
+        match self.step()?.get("on") {
+            Some(now) if *now == wanted => Ok(()),
+            other => Err(format!("offered: {other:?}, not {wanted}").into()),
+        }
+    }
+
     /// The same; the system calls of the step.
     pub(crate) fn traced_step(&mut self) -> Result<Vec<Calls>, Failure> {
         let (pid, through) = (self.pid(), AtomicBool::new(false));

@@ -143,12 +143,13 @@ impl Bench {
                     let (serving, others): (Vec<&Calls>, Vec<&Calls>) =
                         calls.iter().partition(|calls| serves(calls));
                     println!(
-                        "BENCH calls stack={} mode={} load={} requests={requests} calls={} others={} of={}",
+                        "BENCH calls stack={} mode={} load={} requests={requests} calls={} others={} vectors={} of={}",
                         stack.name(),
                         mode.name(),
                         load.name(),
                         total(&serving),
                         total(&others),
+                        serving.iter().map(|calls| calls.vectors).sum::<u64>(),
                         by_name(&serving)
                     );
                 }

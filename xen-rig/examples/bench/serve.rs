@@ -2,15 +2,16 @@
 
 //! Our side: a server with the same devices as the C one's (`xen-rig/c/server.c`), as a process of its own.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ioreq_core::claim::PageTracker;
+use ioreq_core::claim::{MemTypeClaim, PageTracker};
 use ioreq_core::handler::{
     Access, Context, Handler, PageHandler, PageOutcome, PageWrite, ReadOutcome, WriteOutcome,
 };
+use ioreq_core::routes::{RouteId, Routes};
 use ioreq_core::server::{IoreqServer, Polling};
 use ioreq_core::{BufIoreq, DomId, Gfn, GfnRange, MmioRange, PortRange};
 use ioreq_xen::XenHypervisor;
@@ -71,24 +72,47 @@ fn server(domid: DomId, polling: Option<Duration>) -> Result<IoreqServer<XenHype
     })
 }
 
-/// Serves until the standard input ends, and tells what it did.
+/// The devices, while they are offered.
+struct Offered {
+    routes: Vec<RouteId>,
+    /// Dropping it unmarks the page.
+    _claim: MemTypeClaim<XenHypervisor>,
+}
+
+fn offer(server: &IoreqServer<XenHypervisor>, device: &Arc<Device>) -> Result<Offered, Failure> {
+    let size = 4 * REGISTERS as u64;
+    let vga = MmioRange::new(*VGA.start(), *VGA.end())?;
+    let routes = vec![
+        server.route("ports", PortRange::sized(PORT, size)?, Arc::clone(device))?,
+        server.route("mmio", MmioRange::sized(MMIO, size)?, Arc::clone(device))?,
+        server.route("vga", vga, Arc::clone(device))?,
+    ];
+    let claim = server.claim_mem_type()?;
+    let tracker = claim.tracker("page");
+    tracker.track(GfnRange::single(Gfn(GFN))?, Arc::clone(device) as _)?;
+    let _claim = claim;
+    Ok(Offered { routes, _claim })
+}
+
+/// Serves until the standard input ends, and tells what it did. A line of it takes the devices away, and the next one brings them
+/// back.
 pub(crate) fn serve(domid: DomId, polling: Option<Duration>) -> Result<(), Failure> {
     let server = server(domid, polling)?;
     let device = Arc::new(Device::default());
-    let size = 4 * REGISTERS as u64;
-    server.route("ports", PortRange::sized(PORT, size)?, Arc::clone(&device))?;
-    server.route("mmio", MmioRange::sized(MMIO, size)?, Arc::clone(&device))?;
-    server.route(
-        "vga",
-        MmioRange::new(*VGA.start(), *VGA.end())?,
-        Arc::clone(&device),
-    )?;
-    let claim = server.claim_mem_type()?;
-    let tracker = claim.tracker("page");
-    tracker.track(GfnRange::single(Gfn(GFN))?, Arc::clone(&device) as _)?;
+    let mut offered = Some(offer(&server, &device)?);
     let running = server.start()?;
     say("ready")?;
-    std::io::stdin().read_to_end(&mut Vec::new())?;
+    for _line in std::io::stdin().lines() {
+        if let Some(old) = offered.take() {
+            for route in old.routes {
+                server.control().retract(route)?;
+            }
+        } else {
+            offered = Some(offer(&server, &device)?);
+        }
+        say(&format!("on {}", u8::from(offered.is_some())))?;
+    }
+    drop(offered);
     running.stop()?;
     let stats = server.stats();
     println!(

@@ -1,25 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Times, in rounds: every round has both contenders do everything, once the one first, once the other. Of one load the second
-//! comes right after the first, so that what the machine is like then is the same for both.
+//! Times, in pairs: both contenders run, and take turns in offering their devices to the guest, for a slice of a tenth of a second. So
+//! what the machine is like is the same for both of a pair, and what counts is the ratio of the two.
 
 use std::time::Instant;
 
-use crate::contender::Stack;
+use crate::contender::{Server, Stack};
 use crate::load::{self, Load, Took};
 use crate::{Bench, Failure, Made, Mode, WARM_UP};
 
-/// Slices of a turn, and the accesses of each. Short ones, so that the median of all knows nothing of what disturbs a few of them.
-fn slices(mode: Mode, load: Load) -> (u64, u64) {
+/// Pairs of slices in a round, and the accesses of a slice. Short ones, and many: what disturbs one disturbs the other of the pair,
+/// or else this pair alone.
+fn pairs(mode: Mode, load: Load) -> (u64, u64) {
     match (mode, load) {
         // Rings of 511, filled many times.
         (_, Load::VgaWrite) => (1, 4000),
-        (Mode::Busy, _) => (3, 100),
-        (Mode::Sleeping, _) => (4, 30),
+        (Mode::Busy, _) => (4, 60),
+        (Mode::Sleeping, _) => (5, 20),
     }
 }
 
-/// Tries of a turn's slices.
+/// Accesses after the devices came back, before those that are measured.
+const AFTER: u64 = 6;
+/// Tries of a pair.
 const TRIES: u32 = 6;
 /// Calibrations whose median is what is normal.
 const NORMAL: usize = 9;
@@ -66,6 +69,59 @@ impl Calibration {
     }
 }
 
+/// Both servers, of which one at a time offers its devices.
+struct Both {
+    servers: Vec<(Stack, Server, Made)>,
+}
+
+impl Both {
+    fn start(bench: &Bench, mode: Mode) -> Result<Self, Failure> {
+        let mut servers = Vec::new();
+        for stack in Stack::BOTH {
+            let mut server = stack.serve(&bench.guest, mode.polling())?;
+            let (pause, mut made) = (bench.pause(mode), Made::default());
+            for load in mode.loads() {
+                load::start(&bench.guest, load, WARM_UP, pause)?.wait()?;
+                made.add(load, WARM_UP);
+            }
+            server.offer(false)?;
+            servers.push((stack, server, made));
+        }
+        Ok(Both { servers })
+    }
+
+    /// A slice of each, in this order or the other.
+    fn pair(
+        &mut self,
+        bench: &Bench,
+        (mode, load): (Mode, Load),
+        count: u64,
+        swapped: bool,
+    ) -> Result<Vec<(Stack, Took)>, Failure> {
+        let pause = bench.pause(mode);
+        let mut order: Vec<_> = self.servers.iter_mut().collect();
+        if swapped {
+            order.reverse();
+        }
+        let slice = |(stack, server, made): &mut (Stack, Server, Made)| {
+            server.offer(true)?;
+            load::start(&bench.guest, load, AFTER, pause)?.wait()?;
+            let took = load::start(&bench.guest, load, count, pause)?.wait()?;
+            made.add(load, AFTER + count);
+            // One that polls has stopped before the other's turn.
+            std::thread::sleep(mode.polling().unwrap_or_default());
+            server.offer(false)?;
+            Ok((*stack, took))
+        };
+        order.into_iter().map(slice).collect()
+    }
+
+    fn end(self) -> Result<(), Failure> {
+        let mut all = self.servers.into_iter();
+        all.try_for_each(|(_, server, made)| made.check(server))
+    }
+}
+
 impl Bench {
     pub(crate) fn times(&self, rounds: u64) -> Result<(), Failure> {
         let normal = Calibration::normal(self)?;
@@ -73,52 +129,43 @@ impl Bench {
             "BENCH calibration guest={} dom0={}",
             normal.guest, normal.dom0
         );
-        for round in 0..rounds {
-            for mode in Mode::BOTH {
-                let mut stacks = Stack::BOTH;
-                if round % 2 == 1 {
-                    stacks.reverse();
-                }
+        for mode in Mode::BOTH {
+            let mut both = Both::start(self, mode)?;
+            let mut before = Calibration::take(self)?;
+            for round in 0..rounds {
                 for load in mode.loads() {
-                    for stack in stacks {
-                        self.turn(round, mode, load, stack, normal)?;
+                    for pair in 0..pairs(mode, load).0 {
+                        let number = round * 100 + pair;
+                        before = self.pair(&mut both, (mode, load), number, (before, normal))?;
                     }
                 }
             }
+            both.end()?;
         }
         Ok(())
     }
 
-    /// One load of one contender.
-    fn turn(
+    /// One pair, again if the emulator stalls; gives the calibration after it.
+    fn pair(
         &self,
-        round: u64,
-        mode: Mode,
-        load: Load,
-        stack: Stack,
-        normal: Calibration,
-    ) -> Result<(), Failure> {
-        let server = stack.serve(&self.guest, mode.polling())?;
-        let pause = self.pause(mode);
-        let mut made = Made::default();
-        let (slices, count) = slices(mode, load);
-        let mut before = Calibration::take(self)?;
+        both: &mut Both,
+        (mode, load): (Mode, Load),
+        number: u64,
+        (mut before, normal): (Calibration, Calibration),
+    ) -> Result<Calibration, Failure> {
+        let (_, count) = pairs(mode, load);
         let mut stalls = 0;
-        let took = loop {
-            load::start(&self.guest, load, WARM_UP, pause)?.wait()?;
-            let slice = |_| load::start(&self.guest, load, count, pause)?.wait();
-            let took: Vec<Took> = (0..slices).map(slice).collect::<Result<_, _>>()?;
-            made.add(load, WARM_UP + slices * count);
+        let (took, after) = loop {
+            let took = both.pair(self, (mode, load), count, number % 2 == 1)?;
             let after = Calibration::take(self)?;
             let stalled = before.is_stall(normal) || after.is_stall(normal);
             if !stalled {
-                break took;
+                break (took, after);
             }
             stalls += 1;
             println!(
-                "BENCH stall stack={} mode={} load={} round={round} guest={} dom0={} \
+                "BENCH stall mode={} load={} round={number} guest={} dom0={} \
                  guest_after={} dom0_after={}",
-                stack.name(),
                 mode.name(),
                 load.name(),
                 before.guest,
@@ -127,13 +174,13 @@ impl Bench {
                 after.dom0
             );
             if stalls == TRIES {
-                break took;
+                break (took, after);
             }
             before = after;
         };
-        for took in took {
+        for (stack, took) in took {
             println!(
-                "BENCH times stack={} mode={} load={} round={round} requests={count} ticks={} pauses={} stalled={}",
+                "BENCH times stack={} mode={} load={} round={number} requests={count} ticks={} pauses={} stalled={}",
                 stack.name(),
                 mode.name(),
                 load.name(),
@@ -145,6 +192,6 @@ impl Bench {
                 u8::from(stalls == TRIES)
             );
         }
-        made.check(server)
+        Ok(after)
     }
 }

@@ -145,7 +145,10 @@ pub(crate) fn static_build<'a>(command: &'a mut Command, target: &Path) -> &'a m
     command
         .env("CARGO_BUILD_TARGET", TARGET)
         .env("CARGO_TARGET_DIR", target)
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env(
+            "RUSTFLAGS",
+            "-C target-feature=+crt-static -C relocation-model=static",
+        )
         // Dom0's memory has to hold them.
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .env("CARGO_PROFILE_RELEASE_DEBUG", "0")

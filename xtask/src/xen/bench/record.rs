@@ -58,8 +58,8 @@ pub(super) fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-/// Microseconds a request, in every round: the median of its slices.
-pub(super) fn rounds(records: &[Record], stack: &str, mode: &str, load: &str) -> Vec<f64> {
+/// Microseconds a request, in every slice, in their order.
+pub(super) fn slices(records: &[Record], stack: &str, mode: &str, load: &str) -> Vec<f64> {
     let clock = records.iter().find(|record| record.about == "clock");
     let speed = clock.map_or(f64::NAN, |clock| {
         clock.number("ticks") / clock.number("micros")
@@ -71,16 +71,15 @@ pub(super) fn rounds(records: &[Record], stack: &str, mode: &str, load: &str) ->
             && record.text("load") == load
     };
     let of = |record: &Record| record.number("ticks") / record.number("requests") / speed;
-    let mut rounds: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
-    for record in records.iter().filter(wanted) {
-        let round = record.text("round").parse().unwrap_or_default();
-        rounds.entry(round).or_default().push(of(record));
-    }
-    rounds.into_values().map(median).collect()
+    records.iter().filter(wanted).map(of).collect()
 }
 
-pub(super) fn spread(values: &[f64]) -> String {
-    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = values.iter().copied().fold(0.0, f64::max);
-    format!("{least:.0}–{most:.0}")
+/// The quartiles below and above the median.
+pub(super) fn quartiles(mut values: Vec<f64>) -> (f64, f64) {
+    values.sort_by(f64::total_cmp);
+    let at = |quarter: usize| {
+        let last = values.len().saturating_sub(1);
+        values.get(last * quarter / 4).copied().unwrap_or(f64::NAN)
+    };
+    (at(1), at(3))
 }
