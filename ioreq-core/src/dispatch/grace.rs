@@ -9,6 +9,7 @@
 //!
 //! * Unlink, fence, then count up: whoever reads the new number sees the unlinking (Release/Acquire on the number). What is
 //!   retired is counted in batches, when somebody collects: counting each would take the number's cache line from readers.
+//!   What a reader may remember is counted at once, with all that waits: the same number tells him that it is gone (see `last_hit`).
 //! * A reader that goes on line stores its word, then a fence, then looks. A collector fences, then reads the words. Of two
 //!   SeqCst fences one is first: either the collector sees the word and waits for the reader, or the reader sees the
 //!   unlinking and never had the thing.
@@ -104,7 +105,8 @@ fn is_on_line(address: usize) -> bool {
 /// assert!(freed.load(Ordering::Relaxed));
 /// ```
 pub struct Grace {
-    /// Counts batches and synchronizations. Starts at 1, so that no word of an on-line reader is [`OFF_LINE`].
+    /// Counts batches and synchronizations. Starts at 1, so that no word of an on-line reader is [`OFF_LINE`]. On a line of its own, and
+    /// all that a change takes away from readers besides what it changes.
     now: CachePadded<AtomicU64>,
     readers: Mutex<Vec<Word>>,
     garbage: Mutex<Backlog>,
@@ -149,6 +151,14 @@ impl Grace {
         lock(&self.garbage).open.push(free);
     }
 
+    /// The same for what readers may remember: when this returns, the number is another than the one with which they found it.
+    pub(super) fn retire_remembered(&self, free: impl FnOnce() + Send + 'static) {
+        let free: Garbage = Box::new(free);
+        let mut garbage = lock(&self.garbage);
+        garbage.open.push(free);
+        self.close(&mut garbage);
+    }
+
     /// Frees what can be freed now: all that was retired, if no reader is on line; otherwise what was retired before an
     /// earlier call since which all of them have quiesced. Never waits. Call it without a lock that what is freed may want.
     pub fn collect(&self) {
@@ -175,16 +185,20 @@ impl Grace {
         }
     }
 
-    /// Counts up for what was retired since the last time; false if nothing waits.
+    /// Closes the batch of what was retired since the last time, if there is any; false if nothing waits.
     fn close_batch(&self) -> bool {
         let mut garbage = lock(&self.garbage);
         if !garbage.open.is_empty() {
-            // Under the lock, so that the batches are in the order of their numbers.
-            let stamp = self.advance();
-            let batch = std::mem::take(&mut garbage.open);
-            garbage.closed.push_back((stamp, batch));
+            self.close(&mut garbage);
         }
         !garbage.closed.is_empty()
+    }
+
+    /// Counts up for what was retired. Under the lock, so that the batches are in the order of their numbers.
+    fn close(&self, garbage: &mut Backlog) {
+        let stamp = self.advance();
+        let batch = std::mem::take(&mut garbage.open);
+        garbage.closed.push_back((stamp, batch));
     }
 
     /// Waits until every reader that is on line has quiesced or gone off line: afterwards nobody holds what was unlinked
@@ -225,7 +239,7 @@ impl Grace {
     fn advance(&self) -> u64 {
         // SeqCst: pairs with the reader's fence in `enter` (see the module).
         fence(Ordering::SeqCst);
-        // Release: pairs with the Acquire loads in `enter` and `quiesce`.
+        // Release: pairs with the Acquire loads in `enter`, `quiesce` and `ReadGuard::now`.
         self.now.fetch_add(1, Ordering::AcqRel) + 1
     }
 
@@ -379,6 +393,13 @@ impl ReadGuard<'_> {
             std::ptr::eq(self.grace, Arc::as_ptr(grace)),
             "a read guard of another registry"
         );
+    }
+
+    /// The registry's number now.
+    #[inline]
+    pub(super) fn now(&self) -> u64 {
+        // Acquire: pairs with `advance`: what was unlinked before that number is not found by links any more.
+        self.grace.now.load(Ordering::Acquire)
     }
 
     /// What its reader found last.

@@ -1,84 +1,93 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! UNSAFETY: follows a remembered pointer; the map's edition and the registry of readers say that it still leads somewhere.
+//! UNSAFETY: follows a remembered pointer; the number of the registry of readers says that it still leads somewhere.
 //!
-//! What a reader found last, for the next access to the same device. A map has an *edition*, a number that no other map has or had,
-//! and takes a new one after it unlinked an entry and before it retires it. So an edition is to what is remembered what a link
-//! is to what it leads to: a reader that sees the edition with which it found something is one from whom that was not
-//! unlinked, and it stays until the reader quiesces or goes off line. What is remembered in between is not followed.
+//! What a reader found last, for the next access to the same device. It is remembered with the map, and with the registry's number as it
+//! was before the look-up; and followed only in that map, and while the number is the same. That suffices:
+//!
+//! * Let *n* be the number with which an entry was found, and *s* the one that its unlinking was counted as: after its last link
+//!   was overwritten, and before whoever unlinked it went on. If *n* were *s* or more, the look-up would have seen the
+//!   unlinking (Release/Acquire on the number) and not have found it. So *n < s*: a reader that sees *n* again comes before the
+//!   unlinking, as if it had looked the entry up just then, and after a removal has returned nobody sees *n*.
+//! * The entry is freed when every reader's word is *s* or more, or off line. This one's is at most *n*: it copies the number into
+//!   its word, and numbers never fall. If it was off line when the collector looked, it sees *s* (the fences of going on line
+//!   and of collecting). So what it follows stays until it quiesces, by the rule that keeps what links lead to.
+//! * A map is told by where its root is, which no two maps share that are there at the same time. One that came to the place of
+//!   another is not taken for it: the other's last act was to unlink its entries, and that was counted.
+//! * A reader remembers what it found in maps of its own registry only. So what is remembered with a map tells that the
+//!   registry is the right one, and need not be checked again.
+//!
+//! Whatever else is counted meanwhile (other maps' entries, batches of pages) makes readers forget, too: they look up once more.
+//!
+//! The range is remembered as well, and compared first: where the next access is to another device, nothing waits for the number, whose
+//! cache line every change takes away.
 
 use std::cell::Cell;
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64 as Counter;
 
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::range::MmioRange;
 
-/// Editions handed out. Not of the models: nothing but the number is taken from it.
-static EDITIONS: Counter = Counter::new(1);
+/// No map's identity.
+const NONE: usize = 0;
 
-/// No map's.
-const NONE: u64 = 0;
-
-/// A map's edition.
-pub(super) struct Edition(AtomicU64);
-
-impl Edition {
-    pub(super) fn new() -> Self {
-        Edition(AtomicU64::new(Self::fresh()))
-    }
-
-    fn fresh() -> u64 {
-        // Relaxed: a number, and each only once.
-        EDITIONS.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// What readers remember is forgotten. Between unlinking and retiring.
-    pub(super) fn renew(&self) {
-        // Release: pairs with the Acquire in `get`: whoever sees it does not find what was unlinked before.
-        self.0.store(Self::fresh(), Ordering::Release);
-    }
-
-    #[inline]
-    pub(super) fn get(&self) -> u64 {
-        // Acquire: pairs with the Release in `renew`.
-        self.0.load(Ordering::Acquire)
-    }
-}
-
-/// What a reader found last, in a map of that edition.
+/// What a reader found last: whose it is, when it was found, and in which map.
 pub(super) struct LastHit {
-    edition: Cell<u64>,
+    map: Cell<usize>,
+    first: Cell<u64>,
+    /// From its first address to the last that is remembered: its own last, but in the range that is all of the space.
+    span: Cell<u64>,
+    now: Cell<u64>,
     entry: Cell<NonNull<()>>,
 }
 
-// SAFETY: a number and an address; the address is followed only as `get` says, on whatever thread.
+// SAFETY: numbers and an address; the address is followed only as `get` says, on whatever thread.
 unsafe impl Send for LastHit {}
 
 impl LastHit {
     pub(super) fn new() -> Self {
         LastHit {
-            edition: Cell::new(NONE),
+            map: Cell::new(NONE),
+            first: Cell::new(0),
+            span: Cell::new(0),
+            now: Cell::new(0),
             entry: Cell::new(NonNull::dangling()),
         }
     }
 
+    /// Remembers what was found by links of `map` after the registry's number was read.
     #[inline]
-    pub(super) fn set<E>(&self, edition: u64, entry: &E) {
-        self.edition.set(edition);
+    pub(super) fn set<E>(&self, now: u64, map: usize, range: MmioRange, entry: &E) {
+        self.map.set(map);
+        self.first.set(range.first());
+        self.span
+            .set((range.last() - range.first()).min(u64::MAX - 1));
+        self.now.set(now);
         self.entry.set(NonNull::from(entry).cast());
     }
 
-    /// What was remembered with this edition.
+    /// What was remembered of this map for all `len` addresses from `addr` on, if it was at this number.
     ///
     /// # Safety
-    /// The caller is a reader on line with the registry that the map of this edition retires to, has read the edition from the map
-    /// since it last quiesced, and does not quiesce in `'a`; whatever is remembered with an edition of that map is an `E`.
+    /// The caller is a reader on line, has read the number from its registry since it last quiesced, and does not quiesce in `'a`.
+    /// Whatever is remembered of a map of this identity is an `E` that was found by a reader of the registry that the map retires to,
+    /// and is retired as remembered (`Grace::retire_remembered`) after no link leads to it, and before the map ends.
     #[inline]
-    pub(super) unsafe fn get<'a, E>(&self, edition: u64) -> Option<&'a E> {
-        // SAFETY: an edition is of one map, so this came from a reference to an `E` of it, which had not been unlinked when the
-        // edition was read: the caller keeps it.
-        (self.edition.get() == edition).then(|| unsafe { self.entry.get().cast::<E>().as_ref() })
+    pub(super) unsafe fn get<'a, E>(
+        &self,
+        now: u64,
+        map: usize,
+        addr: u64,
+        len: u64,
+    ) -> Option<&'a E> {
+        // One comparison for both ends: of two, each could go either way with every access.
+        let (offset, span) = (addr.wrapping_sub(self.first.get()), self.span.get());
+        // A length of 0 is larger than every span.
+        let inside = offset <= span && len.wrapping_sub(1) <= span - offset;
+        let same = inside && self.map.get() == map && self.now.get() == now;
+        // SAFETY: the same number, so its unlinking has not been counted: it came from a reference to an `E` of this very map, and what is
+        // counted later is kept until the caller quiesces (see the module).
+        same.then(|| unsafe { self.entry.get().cast::<E>().as_ref() })
     }
 }
 

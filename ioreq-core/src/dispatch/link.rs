@@ -148,10 +148,13 @@ impl<R: Send + Sync + 'static> Unlinked<R> {
         }
     }
 
-    /// Frees it all when no reader looks at it any more.
+    /// Frees it all when no reader looks at it any more. After the last link that led to any of it.
     pub(super) fn retire(self, grace: &Grace) {
         let tables = self.lists.len() + self.pages.len() + self.cells.len();
-        if self.entry.is_some() || tables > 0 {
+        if self.entry.is_some() {
+            // Readers remember entries.
+            grace.retire_remembered(move || drop(self));
+        } else if tables > 0 {
             grace.retire(move || drop(self));
         }
     }

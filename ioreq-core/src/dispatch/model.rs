@@ -116,6 +116,39 @@ fn loom_what_was_found_last_is_not_found_after_it_was_freed() {
     });
 }
 
+/// Who was told that a route is gone does not find it, whatever it remembers, collected or not; nor do finds in another map of the
+/// registry bring it back.
+#[test]
+fn loom_what_was_found_last_is_not_found_after_its_removal() {
+    model(3, || {
+        let grace = Grace::new();
+        let maps = std::sync::Arc::new([0, 1].map(|_| RangeMap::new(grace.clone())));
+        for map in &*maps {
+            map.insert(addrs(0, 1), Tracked::new().0).unwrap();
+        }
+        let gone = Arc::new(AtomicBool::new(false));
+        let mut reader = grace.reader();
+        let looks = thread::spawn({
+            let (maps, gone) = (maps.clone(), Arc::clone(&gone));
+            move || {
+                let mut guard = reader.enter();
+                maps[0].find(0, 1, &guard).map(Tracked::call);
+                guard.quiesce();
+                let told = gone.load(Ordering::Acquire);
+                let found = maps[0].find(0, 1, &guard);
+                assert!(!told || found.is_none(), "found after its removal");
+                found.map(Tracked::call);
+                assert!(maps[1].find(0, 1, &guard).is_some());
+                assert!(!told || maps[0].find(0, 1, &guard).is_none());
+            }
+        });
+        assert!(maps[0].remove(addrs(0, 1)));
+        gone.store(true, Ordering::Release);
+        grace.collect();
+        looks.join().unwrap();
+    });
+}
+
 #[test]
 fn loom_synchronize_returns_after_the_last_call_of_a_removed_route() {
     model(3, || {

@@ -17,7 +17,6 @@ use std::sync::{Arc, PoisonError};
 use crossbeam::utils::CachePadded;
 
 use super::grace::{Grace, ReadGuard};
-use super::last_hit::Edition;
 use super::link::{
     CELLS_SHIFT, Cells, Entry, Lead, Link, List, PAGES_SHIFT, Pages, Target, Unlinked,
 };
@@ -59,8 +58,6 @@ pub struct RangeMap<R: Send + Sync + 'static> {
     root: Box<[Link<R>]>,
     /// Everything above [`NEAR_LAST`].
     far: Link<R>,
-    /// Says whether what a reader found last is still there.
-    edition: Edition,
     /// Owns the entries that links lead to; when no link does any more, the garbage of `grace` owns them.
     /// On a line of its own: whoever changes the map does not take away the line that readers look at.
     entries: CachePadded<Mutex<Entries<R>>>,
@@ -74,7 +71,6 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
         RangeMap {
             root: table(usize::try_from(REGIONS).unwrap_or(usize::MAX)),
             far: super::zeroed::Zero::zero(),
-            edition: Edition::new(),
             entries: CachePadded::new(Mutex::new(Entries::new())),
             grace,
         }
@@ -87,16 +83,23 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
     #[inline(always)]
     #[must_use]
     pub fn find<'g>(&self, addr: u64, len: u64, guard: &'g ReadGuard<'_>) -> Option<&'g R> {
-        guard.check(&self.grace);
-        let edition = self.edition.get();
-        // SAFETY: `guard` is of the registry that entries are retired to (checked), and cannot quiesce in `'g`; only entries are
-        // remembered with this map's editions, below.
-        if let Some(last) = unsafe { guard.last().get::<Entry<R>>(edition) }
-            && last.range.covers(addr, len)
-        {
+        let now = guard.now();
+        // SAFETY: `guard` cannot quiesce in `'g`, and the number is of its registry. Only entries are remembered with this map's identity,
+        // below, and only by readers of the registry that they are retired to (checked there).
+        if let Some(last) = unsafe {
+            guard
+                .last()
+                .get::<Entry<R>>(now, self.identity(), addr, len)
+        } {
             return Some(&last.route);
         }
-        self.look_up(addr, len, edition, guard)
+        self.look_up(addr, len, now, guard)
+    }
+
+    /// What tells this map from others that are there: where its root is.
+    #[inline]
+    fn identity(&self) -> usize {
+        self.root.as_ptr().addr()
     }
 
     /// The same, by the links.
@@ -105,9 +108,10 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
         &self,
         addr: u64,
         len: u64,
-        edition: u64,
+        now: u64,
         guard: &'g ReadGuard<'_>,
     ) -> Option<&'g R> {
+        guard.check(&self.grace);
         // SAFETY: `guard` is of the registry that what links lead to is retired to (checked), and cannot quiesce in `'g`.
         let target: Target<'g, R> = unsafe { self.region(addr >> REGION_SHIFT).follow() };
         // A region of one range, or of none, comes first: that is a device by itself.
@@ -119,7 +123,7 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
         if !entry.range.covers(addr, len) {
             return None;
         }
-        guard.last().set(edition, entry);
+        guard.last().set(now, self.identity(), entry.range, entry);
         Some(&entry.route)
     }
 
@@ -217,7 +221,6 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
             changed,
             new,
         };
-        let forget = old.is_some();
         let mut unlinked = Unlinked::new(old);
         let last = changed.last().min(NEAR_LAST);
         // Empty if all of it is far.
@@ -237,9 +240,6 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
                 Found::Several => Lead::List(List::new(change.touching(far))),
             };
             self.far.lead(lead, &mut unlinked);
-        }
-        if forget {
-            self.edition.renew();
         }
         // Entries, lists and tables go together, after the last link that led to one of them.
         unlinked.retire(&self.grace);
