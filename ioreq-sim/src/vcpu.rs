@@ -103,8 +103,13 @@ impl Vcpu {
     pub(crate) fn wake(&self) {
         // AcqRel: releases what the notifier stored to the vCPU; acquires the sleeper's name.
         if self.blocked.swap(RUNNABLE, Ordering::AcqRel) == ASLEEP {
-            let sleeper = self.sleeper.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(thread) = &*sleeper {
+            // Not under the lock: a vCPU that is awake already may want it for its next sleep, and whoever notifies would wake it once more.
+            let sleeper = self
+                .sleeper
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            if let Some(thread) = sleeper {
                 thread.unpark();
             }
         }
