@@ -272,8 +272,11 @@ impl<H: Hypervisor> PageTracker for Tracker<H> {
     fn untrack(&self, pages: GfnRange) -> Result<()> {
         let core = upgrade(&self.core)?;
         let leaving = self.route(&core, None);
-        core.ledger().untrack(&core, pages, &leaving)?;
-        core.wake_control();
+        let mut ledger = core.ledger();
+        ledger.untrack(&core, pages, &leaving)?;
+        let enough = ledger.unmarker.is_enough();
+        drop(ledger);
+        core.wake_unmarking(enough);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 //! The control side's background work: unmarking, the domain's life, overdue completions. Done by a thread of its own beside
 //! workers, or in between by whoever serves the groups itself.
 
-use std::sync::{Condvar, PoisonError};
+use std::sync::{Condvar, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::core::{Core, unserved};
@@ -18,13 +18,26 @@ pub(super) const TICK: Duration = Duration::from_millis(100);
 /// Between two steps while slots drain.
 const DRAIN: Duration = Duration::from_micros(50);
 
+/// From one batch of pages to unmark to the next, unless that is full or somebody is in a hurry: a batch costs the same however many
+/// pages are in it. Nobody waits longer for it who cannot go on: he makes the steps himself.
+const GATHER: Duration = Duration::from_micros(500);
+
 /// Between two looks at handlers that a stop waits for.
 const STOPPING: Duration = Duration::from_millis(1);
+
+/// What the control thread was told since it last looked.
+#[derive(Debug, Default)]
+struct Told {
+    /// There is work.
+    work: bool,
+    /// Not to wait for more of it.
+    enough: bool,
+}
 
 /// Wakes the control thread.
 #[derive(Debug, Default)]
 pub(super) struct ControlSignal {
-    work: std::sync::Mutex<bool>,
+    told: std::sync::Mutex<Told>,
     changed: Condvar,
     /// There is no control thread: whoever serves does its work.
     inline: AtomicBool,
@@ -32,16 +45,48 @@ pub(super) struct ControlSignal {
 
 impl ControlSignal {
     pub(super) fn wake(&self) {
-        *self.work.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.changed.notify_one();
+        self.tell(true);
     }
 
+    /// There is work, and with `enough` it does not wait for more.
+    pub(super) fn tell(&self, enough: bool) {
+        let mut told = self.told();
+        let news = !told.work || enough && !told.enough;
+        told.work = true;
+        told.enough |= enough;
+        drop(told);
+        // Nobody makes a system call for a page that is gathered.
+        if news {
+            self.changed.notify_one();
+        }
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was told so far is looked at now.
+    fn begin(&self) {
+        *self.told() = Told::default();
+    }
+
+    /// Until there is work.
     fn wait(&self, longest: Duration) {
-        let work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = self
+        let told = self.told();
+        let waited = self
             .changed
-            .wait_timeout_while(work, longest, |work| !*work);
-        *result.unwrap_or_else(PoisonError::into_inner).0 = false;
+            .wait_timeout_while(told, longest, |told| !told.work);
+        drop(waited);
+    }
+
+    /// Until there is enough of it.
+    fn gather(&self, longest: Duration) {
+        let mut told = self.told();
+        told.work = true;
+        let waited = self
+            .changed
+            .wait_timeout_while(told, longest, |told| !told.enough);
+        drop(waited);
     }
 
     pub(super) fn set_inline(&self, inline: bool) {
@@ -61,11 +106,17 @@ impl<H: Hypervisor> Core<H> {
         let mut ticked = Instant::now();
         let beat = self.watchdog.as_ref().map_or(TICK, Watchdog::beat);
         let mut beaten = ticked;
+        let mut unmarked: Option<Instant> = None;
         // Acquire: pairs with the Release store of whoever stops the workers.
         while !stop.load(Ordering::Acquire) {
+            let since = unmarked.map_or(GATHER, |last| last.elapsed());
+            if since < GATHER && self.ledger().unmarker.may_gather() {
+                self.control.gather(GATHER.saturating_sub(since));
+            }
+            self.control.begin();
             match self.step_unmark() {
                 Step::Idle => self.control.wait(beat.saturating_sub(beaten.elapsed())),
-                Step::Progress => {}
+                Step::Progress => unmarked = Some(Instant::now()),
                 Step::Waiting => std::thread::sleep(DRAIN),
             }
             if beaten.elapsed() >= beat {

@@ -228,7 +228,12 @@ impl<H: Hypervisor> Core<H> {
 
     /// There is something for the control side to do.
     pub(crate) fn wake_control(&self) {
-        self.control.wake();
+        self.wake_unmarking(true);
+    }
+
+    /// Pages are to be unmarked; more may come, unless there are enough.
+    pub(crate) fn wake_unmarking(&self, enough: bool) {
+        self.control.tell(enough);
         if self.control.is_inline()
             && let Some(waker) = self.wakers.first()
         {

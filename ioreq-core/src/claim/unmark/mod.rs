@@ -109,6 +109,8 @@ struct Batch {
 #[derive(Debug, Default)]
 pub(crate) struct Unmarker {
     queue: VecDeque<Work>,
+    /// Pages in it.
+    queued: u64,
     /// Past the bound of attempts: asked for again by [`Self::retry_stubborn`].
     stubborn: Vec<Work>,
     batch: Option<Batch>,
@@ -121,7 +123,26 @@ pub(crate) struct Unmarker {
 impl Unmarker {
     /// Queues pages.
     pub(crate) fn push(&mut self, pages: GfnRange) {
-        self.queue.push_back(Work::new(pages));
+        self.queue(Work::new(pages));
+    }
+
+    fn queue(&mut self, work: Work) {
+        self.queued += work.pages.pages();
+        self.queue.push_back(work);
+    }
+
+    /// Whether what is queued fills a batch.
+    pub(crate) fn is_enough(&self) -> bool {
+        self.queued >= BATCH
+    }
+
+    /// Whether pages wait to be in a batch that is not full, all of them for the first time: others have waited already.
+    pub(crate) fn may_gather(&self) -> bool {
+        let fresh = |work: &Work| work.attempts == 0;
+        self.batch.is_none()
+            && !self.queue.is_empty()
+            && !self.is_enough()
+            && self.queue.iter().all(fresh)
     }
 
     /// The page is wanted again: it leaves the batch, if it is in it. (In the queue it is passed over, because it is not
@@ -159,11 +180,12 @@ impl Unmarker {
 
     /// Gives stubborn pages another chance.
     pub(crate) fn retry_stubborn(&mut self) {
-        let again = self.stubborn.drain(..);
-        self.queue.extend(again.map(|work| Work {
-            attempts: 0,
-            ..work
-        }));
+        for work in std::mem::take(&mut self.stubborn) {
+            self.queue(Work {
+                attempts: 0,
+                ..work
+            });
+        }
     }
 
     /// One bounded step. Never waits for a vCPU or a worker.
@@ -217,6 +239,7 @@ impl Unmarker {
                 });
             }
             room -= now.pages();
+            self.queued -= now.pages();
             let member = Member {
                 attempts: work.attempts,
                 parked: false,
@@ -269,7 +292,7 @@ impl Unmarker {
             contended: member.contended,
         };
         if again.attempts < ATTEMPTS {
-            self.queue.push_back(again);
+            self.queue(again);
         } else {
             self.stubborn.push(again);
         }
