@@ -256,7 +256,7 @@ impl Contender for Pages {
                 && let Some(route) = page.route()
             {
                 self.write(&cx, route, addr, value);
-                drop(order);
+                order.keep();
             }
             guard.quiesce();
         });

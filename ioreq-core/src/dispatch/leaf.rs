@@ -7,6 +7,7 @@
 use std::fmt;
 
 use super::counted::Counted;
+use super::kept::Kept;
 use super::order::{self, Locked, Parked};
 use super::zeroed::Zero;
 use crate::ids::Gfn;
@@ -40,12 +41,23 @@ unsafe impl<R> Zero for Leaf<R> {
 impl<R> Leaf<R> {
     /// The page of `gfn`, of which only the place in the leaf matters.
     #[inline]
-    pub(super) fn page(&self, gfn: Gfn) -> Page<'_, R> {
+    pub(super) fn page<'g>(&'g self, gfn: Gfn, kept: &'g Kept) -> Page<'g, R> {
         let at = place(gfn.0);
         Page {
             route: &self.routes[at],
             order: &self.orders[at],
+            kept,
         }
+    }
+
+    /// The entry of `gfn`, of which only the place in the leaf matters.
+    pub(super) fn route(&self, gfn: Gfn) -> &Entry<R> {
+        &self.routes[place(gfn.0)]
+    }
+
+    /// The same, of its order.
+    pub(super) fn order(&self, gfn: Gfn) -> &AtomicU8 {
+        &self.orders[place(gfn.0)]
     }
 
     /// The entries of `part`, which lies within the leaf.
@@ -58,9 +70,19 @@ impl<R> Leaf<R> {
         &self.orders[place(part.first())..=place(part.last())]
     }
 
+    #[cfg(loom)]
+    pub(super) fn all_orders(&self) -> impl Iterator<Item = &AtomicU8> {
+        self.orders.iter()
+    }
+
     /// Whether no order in it is held or parked.
     pub(super) fn is_free(&self) -> bool {
         self.orders.iter().all(order::is_free)
+    }
+
+    /// Whoever keeps an order in it lets go.
+    pub(super) fn call_in(&self) {
+        self.orders.iter().for_each(order::call_in);
     }
 }
 
@@ -95,16 +117,29 @@ fn place(gfn: u64) -> usize {
 pub struct Page<'g, R> {
     route: &'g Entry<R>,
     order: &'g AtomicU8,
+    /// Of the reader that found it.
+    kept: &'g Kept,
 }
 
+// Not derived: that would ask the same of `R`.
+impl<R> Clone for Page<'_, R> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R> Copy for Page<'_, R> {}
+
 impl<'g, R> Page<'g, R> {
-    /// Takes the page's order: nobody else serves a write to the page while it is held.
+    /// Takes the page's order: nobody else serves a write to the page while it is held. An order that this reader
+    /// [keeps](Locked::keep) is at hand; that of another page it lets go.
     ///
     /// # Errors
     /// [`Parked`] while the page is being unmarked.
     #[inline]
-    pub fn lock(&self) -> Result<Locked<'g>, Parked> {
-        order::lock(self.order)
+    pub fn lock(&self) -> Result<Locked<'g, R>, Parked> {
+        order::lock(*self)
     }
 
     /// Where the page leads now; `None` if it is not tracked any more. If that is so although the page's order is held, the page
@@ -120,12 +155,21 @@ impl<'g, R> Page<'g, R> {
         unsafe { route.as_ref() }.map(Counted::route)
     }
 
+    /// Whether it leads anywhere.
+    #[inline(always)]
+    pub(super) fn is_led(&self) -> bool {
+        // SeqCst: as in `route`.
+        !self.route.load(Ordering::SeqCst).is_null()
+    }
+
+    #[inline(always)]
     pub(super) fn order(&self) -> &'g AtomicU8 {
         self.order
     }
 
-    pub(super) fn entry(&self) -> &'g Entry<R> {
-        self.route
+    #[inline(always)]
+    pub(super) fn kept(&self) -> &'g Kept {
+        self.kept
     }
 }
 

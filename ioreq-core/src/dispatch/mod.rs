@@ -12,6 +12,7 @@
 mod counted;
 mod dispatcher;
 mod grace;
+mod kept;
 mod last_hit;
 mod leaf;
 mod link;
@@ -22,6 +23,7 @@ mod range_map;
 mod ranged;
 mod route;
 mod tally;
+mod turn;
 mod zeroed;
 
 #[cfg(all(test, loom))]

@@ -304,3 +304,130 @@ fn loom_the_order_of_a_page_excludes_and_parks() {
         }
     });
 }
+
+/// Two workers, one of which keeps the page's order from one write to the next, and the unmark protocol: whoever wants the order gets
+/// it, and nobody besides.
+#[test]
+fn loom_a_kept_order_excludes_and_is_given_up() {
+    model(2, || {
+        let grace = Grace::new();
+        let pages = std::sync::Arc::new(PageMap::new(Gfn(1), grace.clone()).unwrap());
+        pages.insert(Gfn(1).into(), &Counted::new(())).unwrap();
+        let halves = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
+        let write =
+            |pages: &PageMap<()>, halves: &(AtomicUsize, AtomicUsize), guard: &ReadGuard| {
+                let Some(page) = pages.find(Gfn(1), guard) else {
+                    return;
+                };
+                let Ok(order) = page.lock() else { return };
+                let before = halves.0.load(Ordering::Relaxed);
+                assert_eq!(before, halves.1.load(Ordering::Relaxed), "not excluded");
+                halves.0.store(before + 1, Ordering::Relaxed);
+                thread::yield_now();
+                halves.1.store(before + 1, Ordering::Relaxed);
+                order.keep();
+            };
+        let mut reader = grace.reader();
+        let keeper = thread::spawn({
+            let (pages, halves) = (pages.clone(), Arc::clone(&halves));
+            move || {
+                let mut guard = reader.enter();
+                for _ in 0..3 {
+                    write(&pages, &halves, &guard);
+                    guard.quiesce();
+                }
+            }
+        });
+        let mut reader = grace.reader();
+        {
+            let guard = reader.enter();
+            write(&pages, &halves, &guard);
+        }
+        while !pages.park(Gfn(1)) {
+            thread::yield_now();
+        }
+        let seen = halves.0.load(Ordering::Relaxed);
+        assert_eq!(
+            seen,
+            halves.1.load(Ordering::Relaxed),
+            "parked while a write was served"
+        );
+        pages.remove(Gfn(1).into());
+        keeper.join().unwrap();
+        pages.remove(Gfn(1).into());
+        assert_eq!(pages.leaf_bytes(), 0, "what lingered goes next");
+    });
+}
+
+/// The page leaves and comes back while its order is kept: the leaf stays, and so does the order.
+#[test]
+fn loom_a_page_that_comes_back_while_its_order_is_kept_has_one_order() {
+    model(2, || {
+        let grace = Grace::new();
+        let pages = std::sync::Arc::new(PageMap::new(Gfn(1), grace.clone()).unwrap());
+        let page = GfnRange::from(Gfn(0));
+        let (route, dropped) = Tracked::new();
+        pages.insert(page, &Counted::new(route)).unwrap();
+        let inside = Arc::new(AtomicUsize::new(0));
+        let serve = |guard: &ReadGuard, pages: &PageMap<Tracked>, inside: &AtomicUsize| {
+            let Some(page) = pages.find(Gfn(0), guard) else {
+                return;
+            };
+            let order = page.lock().unwrap();
+            if let Some(route) = page.route() {
+                assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0, "two at once");
+                route.call();
+                inside.fetch_sub(1, Ordering::Relaxed);
+                order.keep();
+            }
+        };
+        let mut reader = grace.reader();
+        let worker = thread::spawn({
+            let (pages, inside) = (pages.clone(), Arc::clone(&inside));
+            move || {
+                let mut guard = reader.enter();
+                for _ in 0..3 {
+                    serve(&guard, &pages, &inside);
+                    guard.quiesce();
+                }
+            }
+        });
+        assert_eq!(pages.remove(page), 1);
+        let (again, _) = Tracked::new();
+        pages.insert(page, &Counted::new(again)).unwrap();
+        serve(&grace.reader().enter(), &pages, &inside);
+        worker.join().unwrap();
+        grace.collect();
+        assert!(dropped.load(Ordering::Relaxed), "never freed");
+    });
+}
+
+/// The map ends while an order of it is kept: the keeper has let go before the leaf is freed (see `order::bury`).
+#[test]
+fn loom_a_map_that_ends_is_freed_after_its_kept_orders_were_let_go() {
+    model(3, || {
+        let grace = Grace::new();
+        let pages = PageMap::new(Gfn(1), grace.clone()).unwrap();
+        pages.insert(Gfn(0).into(), &Counted::new(())).unwrap();
+        let pages = std::sync::Arc::new(pages);
+        let weak = std::sync::Arc::downgrade(&pages);
+        let mut reader = grace.reader();
+        let keeper = thread::spawn(move || {
+            let mut guard = reader.enter();
+            for _ in 0..2 {
+                if let Some(pages) = weak.upgrade()
+                    && let Some(page) = pages.find(Gfn(0), &guard)
+                {
+                    page.lock().unwrap().keep();
+                }
+            }
+            guard.quiesce();
+            guard.quiesce();
+        });
+        drop(pages);
+        grace.collect();
+        keeper.join().unwrap();
+        grace.collect();
+        assert_eq!(grace.backlog(), 0);
+    });
+}

@@ -63,6 +63,16 @@ struct Unlinked<R> {
     routes: Vec<Arc<Counted<R>>>,
 }
 
+/// In models leaves are not freed but buried, so that whoever still follows a kept order finds out.
+#[cfg(loom)]
+impl<R> Drop for Unlinked<R> {
+    fn drop(&mut self) {
+        for leaf in self.leaves.drain(..) {
+            Box::leak(leaf).all_orders().for_each(order::bury);
+        }
+    }
+}
+
 impl<R: Send + Sync + 'static> Unlinked<R> {
     fn new() -> Self {
         Unlinked {
@@ -119,7 +129,7 @@ impl<R: Send + Sync + 'static> PageMap<R> {
         // SAFETY: a leaf in the root is freed only by garbage retired after it was unlinked; `guard` is of the same registry
         // (checked above) and, borrowed for `'g`, cannot quiesce before the reference ends.
         let leaf: &'g Leaf<R> = unsafe { leaf.as_ref() }?;
-        let page = leaf.page(gfn);
+        let page = leaf.page(gfn, guard.kept());
         page.route().is_some().then_some(page)
     }
 
@@ -330,6 +340,8 @@ impl<R: Send + Sync + 'static> PageMap<R> {
         }
         fence(Ordering::SeqCst);
         if !leaf.is_free() {
+            // It goes with what is removed next, or with the map. Whoever serves a page of it lets go by itself.
+            leaf.call_in();
             tally.linger(number);
             return;
         }
@@ -347,15 +359,17 @@ impl<R: Send + Sync + 'static> PageMap<R> {
     /// Leaves the page's writes unanswered from now on; false while one is being served, or if the page is not tracked.
     pub fn park(&self, gfn: Gfn) -> bool {
         let tally = self.tally();
-        let page = self.leaf(leaf_of(gfn.0), &tally).map(|leaf| leaf.page(gfn));
-        page.is_some_and(|page| page.route().is_some() && order::park(page.order()))
+        // Relaxed: routes change under the lock that we hold.
+        let is_led = |leaf: &Leaf<R>| !leaf.route(gfn).load(Ordering::Relaxed).is_null();
+        self.leaf(leaf_of(gfn.0), &tally)
+            .is_some_and(|leaf| is_led(leaf) && order::park(leaf.order(gfn)))
     }
 
     /// Ends parking.
     pub fn unpark(&self, gfn: Gfn) {
         let tally = self.tally();
         if let Some(leaf) = self.leaf(leaf_of(gfn.0), &tally) {
-            order::unpark(leaf.page(gfn).order());
+            order::unpark(leaf.order(gfn));
         }
     }
 
@@ -372,7 +386,7 @@ impl<R: Send + Sync + 'static> PageMap<R> {
         let tally = self.tally();
         let leaf = self.leaf(leaf_of(gfn.0), &tally)?;
         // Relaxed: routes change under the lock that we hold.
-        let route = leaf.page(gfn).entry().load(Ordering::Relaxed);
+        let route = leaf.route(gfn).load(Ordering::Relaxed);
         // SAFETY: it is in an entry, under the map's lock.
         (!route.is_null()).then(|| unsafe { Counted::share(route) })
     }
@@ -458,7 +472,8 @@ impl<R: Send + Sync + 'static> Drop for PageMap<R> {
                 .root
                 .get(index)
                 .map(|leaf| leaf.load(Ordering::Relaxed));
-            // Relaxed: `&mut self`, nobody else is here. What is left are leaves whose orders were held when they emptied.
+            // Relaxed: `&mut self`, nobody else is here. What is left are leaves whose orders were held when they emptied; whoever
+            // keeps one was told then, and so lets go before it announces that it has seen this (see `kept`).
             if let Some(leaf) = leaf.filter(|leaf| !leaf.is_null()) {
                 // SAFETY: from `Box::into_raw` in `make_leaf`; the map is its only owner.
                 unlinked.leaves.push(unsafe { Box::from_raw(leaf) });
