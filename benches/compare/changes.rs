@@ -3,7 +3,7 @@
 //! Contenders whose ranges change while they serve. What changes is never what a write of the layout needs: a page between two
 //! ranges comes and goes, and a range is replaced by one of the same device. So every answer is known all the time.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use ioreq::dispatch::Counted;
 use ioreq::{Gfn, MmioRange};
@@ -56,7 +56,7 @@ impl Changing for Ranges {
 /// Tracked pages, and two routes to each device, between which pages are moved.
 pub(crate) struct ChangingPages {
     pages: Pages,
-    routes: Vec<[Arc<Counted<PageRoute>>; 2]>,
+    routes: Vec<[Counted<PageRoute>; 2]>,
 }
 
 impl ChangingPages {
@@ -74,10 +74,10 @@ impl ChangingPages {
     }
 
     fn routes_in(
-        routes: &[[Arc<Counted<PageRoute>>; 2]],
+        routes: &[[Counted<PageRoute>; 2]],
         layout: Layout,
         page: u64,
-    ) -> &[Arc<Counted<PageRoute>>; 2] {
+    ) -> &[Counted<PageRoute>; 2] {
         let device = usize::try_from(layout.device(page)).unwrap_or(usize::MAX);
         &routes[device]
     }

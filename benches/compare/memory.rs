@@ -37,15 +37,7 @@ fn dense(name: &'static str, devices_of: u64) -> Vec<Row> {
         Row::of("bytes", (name, MANY, "side by side", contender), vec![each])
     };
     let pages = Pages::empty(layout);
-    let tracker = "tracker".into();
-    let (ours, ()) = held_by(|| {
-        let len = layout.count / layout.devices;
-        for device in 0..layout.devices {
-            let route = Pages::route_of(device, &tracker);
-            let frames = pages.frames(layout, device * len, len);
-            pages.map.insert(frames, &route).expect("nothing is there");
-        }
-    });
+    let (ours, ()) = held_by(|| pages.fill(layout));
     vec![
         row("ours", ours),
         row("RwLock<BTreeMap>", held_by(|| RwTree::new(layout)).0),

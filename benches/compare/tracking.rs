@@ -29,7 +29,7 @@ trait Churn {
 struct Ours {
     pages: Pages,
     layout: Layout,
-    route: Arc<ioreq::dispatch::Counted<crate::support::ours::PageRoute>>,
+    route: ioreq::dispatch::Counted<crate::support::ours::PageRoute>,
 }
 
 impl Ours {

@@ -6,10 +6,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use ioreq::dispatch::{Counted, Grace, PageMap, PortMap, RangeMap};
+use ioreq::dispatch::{Counted, Grace, Lead, PageMap, PortMap, RangeMap};
 use ioreq::handler::{
-    Access, Context, Handler, PageHandler, PageOutcome, PageWrite, Space, Verdict, WriteOutcome,
-    WriteSource,
+    Access, Context, Handler, PageHandler, PageOutcome, PageWrite, Space, TypedHandler, Verdict,
+    WriteOutcome, WriteSource,
 };
 use ioreq::memory::MappedRegion;
 use ioreq::{DomId, Gfn, GfnRange, MmioRange, PortRange, VcpuId, Width};
@@ -156,11 +156,21 @@ impl Contender for Ports {
     }
 }
 
-/// What a tracked page leads to, in the server's shape.
+/// What tracked pages lead to, in the server's shape; what they have in common, if they have a handler each.
 pub(crate) struct PageRoute {
-    handler: Option<Arc<dyn PageHandler>>,
+    handler: Option<TypedHandler>,
     _fallback: Verdict,
     _tracker: Arc<str>,
+}
+
+impl PageRoute {
+    fn to(handler: Option<Arc<dyn PageHandler>>) -> Self {
+        PageRoute {
+            handler: handler.map(TypedHandler::new),
+            _fallback: Verdict::Apply,
+            _tracker: "tracker".into(),
+        }
+    }
 }
 
 /// Tracked pages.
@@ -184,18 +194,29 @@ impl Pages {
 
     pub(crate) fn new(layout: Layout) -> Self {
         let pages = Self::empty(layout);
+        pages.fill(layout);
+        pages
+    }
+
+    /// Adds all pages of the layout, as the server's tracker does it: a page by itself leads to a handler of its own.
+    pub(crate) fn fill(&self, layout: Layout) {
+        let kind = self.map.kind(&*Device::new(0), PageRoute::to(None));
+        let kind = kind.expect("the first");
         let mut first = 0;
         while first < layout.count {
             let device = layout.device(first);
             let same = (first..layout.count).take_while(|page| layout.device(*page) == device);
             let len = same.count() as u64;
-            pages
-                .map
-                .insert(pages.frames(layout, first, len), &Self::route(device))
+            let own = || -> Arc<dyn PageHandler> { Device::new(device) };
+            let route = match len {
+                1 => kind.with(&own()).expect("of the type"),
+                _ => Self::route(device),
+            };
+            self.map
+                .insert(self.frames(layout, first, len), &route)
                 .expect("pages are disjoint");
             first += len;
         }
-        pages
     }
 
     /// Frames of `len` pages of the layout.
@@ -204,23 +225,15 @@ impl Pages {
         GfnRange::sized(gfn.0, len).expect("in the space")
     }
 
-    /// A route of its own to a device.
-    pub(crate) fn route(device: u64) -> Arc<Counted<PageRoute>> {
-        Self::route_of(device, &"tracker".into())
-    }
-
-    /// The same, by a tracker that has others.
-    pub(crate) fn route_of(device: u64, tracker: &Arc<str>) -> Arc<Counted<PageRoute>> {
-        Counted::new(PageRoute {
-            handler: Some(Device::new(device)),
-            _fallback: Verdict::Apply,
-            _tracker: Arc::clone(tracker),
-        })
+    /// A route to a device that pages share.
+    pub(crate) fn route(device: u64) -> Counted<PageRoute> {
+        Counted::new(PageRoute::to(Some(Device::new(device))))
     }
 
     #[inline]
-    fn write(&self, cx: &Context<'_>, route: &PageRoute, addr: u64, value: u32) {
-        let Some(handler) = &route.handler else {
+    fn write(&self, cx: &Context<'_>, lead: Lead<'_, PageRoute>, addr: u64, value: u32) {
+        let shared = || lead.route.handler.as_ref().map(TypedHandler::get);
+        let Some(handler) = lead.own.or_else(shared) else {
             return;
         };
         let write = PageWrite::new(
@@ -253,9 +266,9 @@ impl Contender for Pages {
         walk.each(writes, |addr, value| {
             if let Some(page) = self.map.find(Gfn::of(GuestAddress(addr)), &guard)
                 && let Ok(order) = page.lock()
-                && let Some(route) = page.route()
+                && let Some(lead) = page.lead()
             {
-                self.write(&cx, route, addr, value);
+                self.write(&cx, lead, addr, value);
                 order.keep();
             }
             guard.quiesce();
@@ -277,9 +290,9 @@ impl Contender for BarePages {
         let cx = Context::detached(DomId(1), VcpuId(0), &self.0.ram);
         walk.each(writes, |addr, value| {
             if let Some(page) = self.0.map.find(Gfn::of(GuestAddress(addr)), &guard)
-                && let Some(route) = page.route()
+                && let Some(lead) = page.lead()
             {
-                self.0.write(&cx, route, addr, value);
+                self.0.write(&cx, lead, addr, value);
             }
         });
     }

@@ -8,8 +8,12 @@ mod counting;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ioreq_core::claim::PageTracker;
 use ioreq_core::dispatch::{Counted, Grace, PageMap, PortMap, RangeMap};
+use ioreq_core::handler::{Context, PageHandler, PageOutcome, PageWrite};
+use ioreq_core::server::{IoreqServer, PanicPolicy};
 use ioreq_core::{Gfn, GfnRange, MmioRange, PortRange};
+use ioreq_sim::{DomainConfig, Machine};
 
 use counting::held_by;
 
@@ -136,6 +140,14 @@ fn ports_give_back_all_they_took() {
     }
 }
 
+struct Table(#[allow(dead_code, reason = "a handler has a size")] u64);
+
+impl PageHandler for Table {
+    fn write(&self, _: &Context<'_>, _: &PageWrite<'_>) -> PageOutcome {
+        PageOutcome::Apply
+    }
+}
+
 struct Dropped(Arc<AtomicU64>);
 
 impl Drop for Dropped {
@@ -173,6 +185,29 @@ fn what_was_found_outlives_its_map() {
     drop(guard);
     grace.collect();
     assert_eq!(drops.load(Ordering::Relaxed), 3);
+}
+
+/// Of the tracker's way, with its statistics and its guard against panics: nothing for a page but its place in a leaf.
+#[test]
+fn pages_with_a_handler_each_take_nine_bytes() {
+    for policy in [PanicPolicy::KeepServing, PanicPolicy::BreakRoute] {
+        let domain = Machine::new().create_domain(DomainConfig::new(1)).unwrap();
+        let server = IoreqServer::builder(domain.hypervisor()).on_panic(policy);
+        let server = server.build().unwrap();
+        let claim = server.claim_mem_type().unwrap();
+        let tracker = claim.tracker("tables");
+        let (first, last) = (0x200, 0xbff);
+        let handler = |number| -> Arc<dyn PageHandler> { Arc::new(Table(number)) };
+        let handlers: Vec<_> = (first..=last).map(handler).collect();
+        let each = || {
+            let each = (first..=last).map(Gfn).zip(handlers.iter().cloned());
+            tracker.track_each(each.collect()).unwrap();
+        };
+        let (bytes, ()) = held_by(each);
+        // Besides: the kind, and the room of a list or two.
+        let (leaves, most) = (5 * 512 * 9, 1000);
+        assert!((leaves..leaves + most).contains(&bytes), "{bytes} bytes");
+    }
 }
 
 #[test]

@@ -172,7 +172,7 @@ impl Ledger {
             let short = runs.iter().skip(done).take(TOGETHER);
             let single: Vec<Routed> = short
                 .take_while(|(pages, _)| pages.pages() == 1)
-                .map(|(pages, route)| (Gfn(pages.first()), Arc::clone(route)))
+                .map(|(pages, route)| (Gfn(pages.first()), route.clone()))
                 .collect();
             let (count, result) = match single.len() {
                 0 => (1, self.track(core, *pages, route)),
@@ -208,7 +208,7 @@ impl Ledger {
         &mut self,
         core: &Core<H>,
         pages: GfnRange,
-        route: &Arc<Counted<PageRoute>>,
+        route: &Counted<PageRoute>,
     ) -> Result<(), MarkError> {
         self.track_runs(core, &[pages], Routes::Shared(route))
     }
@@ -269,7 +269,7 @@ impl Ledger {
         &mut self,
         core: &Core<H>,
         pages: GfnRange,
-        route: &Arc<Counted<PageRoute>>,
+        route: &Counted<PageRoute>,
     ) -> Result<()> {
         self.marking(core)?;
         core.pages.insert(pages, route)?;
@@ -356,7 +356,7 @@ impl Ledger {
         &mut self,
         core: &Core<H>,
         pages: GfnRange,
-        route: &Arc<Counted<PageRoute>>,
+        route: &Counted<PageRoute>,
     ) -> Result<()> {
         self.open(core)?;
         let suspended = self.suspended.as_mut();
@@ -381,7 +381,7 @@ impl Ledger {
         &mut self,
         core: &Core<H>,
         pages: GfnRange,
-        leaving: &Arc<Counted<PageRoute>>,
+        leaving: &Counted<PageRoute>,
     ) -> Result<()> {
         self.open(core)?;
         if let Some(suspended) = &mut self.suspended {
@@ -399,7 +399,7 @@ impl Ledger {
     pub(crate) fn untrack_all<H: Hypervisor>(
         &mut self,
         core: &Core<H>,
-        leaving: &Arc<Counted<PageRoute>>,
+        leaving: &Counted<PageRoute>,
     ) {
         for run in core.pages.ranges() {
             // Pages in the queue already are queued twice, and passed over the second time.
@@ -411,7 +411,7 @@ impl Ledger {
         &mut self,
         core: &Core<H>,
         pages: GfnRange,
-        leaving: &Arc<Counted<PageRoute>>,
+        leaving: &Counted<PageRoute>,
     ) {
         core.forget_late(pages);
         match core.pages.replace(pages, leaving) {
@@ -437,10 +437,11 @@ impl Ledger {
 }
 
 /// The route of the same tracker's pages that leave.
-fn leaving_route(route: &PageRoute) -> Arc<Counted<PageRoute>> {
+fn leaving_route(route: &PageRoute) -> Counted<PageRoute> {
     let tracker = Arc::clone(&route.tracker);
     Counted::new(PageRoute {
         handler: None,
+        leaving: true,
         fallback: route.fallback,
         tracker,
     })

@@ -12,20 +12,20 @@ use crate::range::GfnRange;
 use crate::server::Core;
 
 /// A page with the route that it gets.
-pub(super) type Routed = (Gfn, Arc<Counted<PageRoute>>);
+pub(super) type Routed = (Gfn, Counted<PageRoute>);
 
 /// The routes that pages get.
 #[derive(Clone, Copy)]
 pub(super) enum Routes<'a> {
     /// One for all.
-    Shared(&'a Arc<Counted<PageRoute>>),
+    Shared(&'a Counted<PageRoute>),
     /// Each its own; pages ascend.
     Each(&'a [Routed]),
 }
 
 impl<'a> Routes<'a> {
     /// The route of a page, or of the first that has one.
-    pub(super) fn of(self, gfn: u64) -> Option<&'a Arc<Counted<PageRoute>>> {
+    pub(super) fn of(self, gfn: u64) -> Option<&'a Counted<PageRoute>> {
         match self {
             Routes::Shared(route) => Some(route),
             Routes::Each(all) => {
@@ -39,7 +39,7 @@ impl<'a> Routes<'a> {
     pub(super) fn for_each(
         self,
         pages: GfnRange,
-        mut with: impl FnMut(GfnRange, &Arc<Counted<PageRoute>>) -> Result<()>,
+        mut with: impl FnMut(GfnRange, &Counted<PageRoute>) -> Result<()>,
     ) -> Result<(), (GfnRange, Error)> {
         match self {
             Routes::Shared(route) => with(pages, route).map_err(|err| (pages, err)),
@@ -126,9 +126,9 @@ fn conflict<H: Hypervisor>(
     let name = |route: Option<&PageRoute>| {
         route.map_or_else(String::new, |route| route.tracker.name.to_string())
     };
-    let new = name(routes.of(pages.first()).map(|route| &***route));
+    let new = name(routes.of(pages.first()).map(|route| &**route));
     let existing = core.pages.route_of(Gfn(tracked.first()));
-    let existing = name(existing.as_deref().map(|route| &**route));
+    let existing = name(existing.as_deref());
     let err = core.error(Op::Mark, ErrorKind::RouteConflict);
     err.conflict(
         format!("{pages} of {new:?}"),

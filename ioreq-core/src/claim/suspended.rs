@@ -11,7 +11,7 @@ use crate::ids::Gfn;
 use crate::range::GfnRange;
 
 /// A page's route.
-pub(super) type Shared = Arc<Counted<PageRoute>>;
+pub(super) type Shared = Counted<PageRoute>;
 /// Neighbouring pages with the same route.
 pub(super) type Run = (GfnRange, Shared);
 
@@ -27,7 +27,7 @@ impl Suspended {
     pub(super) fn add(&mut self, gfn: Gfn, route: Shared) {
         let before = self.runs.range_mut(..gfn.0).next_back();
         let longer = before.and_then(|(_, (run, known))| {
-            let fits = run.last() + 1 == gfn.0 && Arc::ptr_eq(known, &route);
+            let fits = run.last() + 1 == gfn.0 && known.is(&route);
             let longer = fits.then(|| GfnRange::new(run.first(), gfn.0).ok())??;
             Some((longer, run))
         });
@@ -72,10 +72,10 @@ impl Suspended {
             let part = |first: u64, last: Option<u64>| GfnRange::new(first, last?).ok();
             let before = part(run.first(), pages.first().checked_sub(1));
             if let Some(before) = before {
-                self.insert((before, Arc::clone(&route)));
+                self.insert((before, route.clone()));
             }
             if let Some(after) = part(pages.last() + 1, Some(run.last())) {
-                self.insert((after, Arc::clone(&route)));
+                self.insert((after, route.clone()));
             }
             let inside = part(
                 run.first().max(pages.first()),
@@ -94,7 +94,7 @@ impl Suspended {
             old.into_iter().for_each(|run| self.insert(run));
             return None;
         }
-        self.insert((pages, Arc::clone(route)));
+        self.insert((pages, route.clone()));
         Some(old)
     }
 }
@@ -122,6 +122,7 @@ mod tests {
     fn route(tracker: &Arc<TrackerShared>) -> Shared {
         Counted::new(PageRoute {
             handler: None,
+            leaving: true,
             fallback: Verdict::Apply,
             tracker: Arc::clone(tracker),
         })
@@ -142,7 +143,7 @@ mod tests {
         let (a, b) = (route(&tracker), route(&tracker));
         let mut pages = Suspended::default();
         for (gfn, route) in [(3, &a), (4, &a), (5, &b), (7, &b), (0, &a), (1, &b)] {
-            pages.add(Gfn(gfn), Arc::clone(route));
+            pages.add(Gfn(gfn), route.clone());
         }
         assert_eq!(ends(pages.runs()), [(0, 0), (1, 1), (3, 4), (5, 5), (7, 7)]);
     }
@@ -152,9 +153,9 @@ mod tests {
         let (mine, other) = (tracker(), tracker());
         let (a, b) = (route(&mine), route(&other));
         let mut pages = Suspended::default();
-        (2..=9).for_each(|gfn| pages.add(Gfn(gfn), Arc::clone(&a)));
-        (12..=15).for_each(|gfn| pages.add(Gfn(gfn), Arc::clone(&b)));
-        (16..=17).for_each(|gfn| pages.add(Gfn(gfn), Arc::clone(&a)));
+        (2..=9).for_each(|gfn| pages.add(Gfn(gfn), a.clone()));
+        (12..=15).for_each(|gfn| pages.add(Gfn(gfn), b.clone()));
+        (16..=17).for_each(|gfn| pages.add(Gfn(gfn), a.clone()));
         assert_eq!(ends(&pages.take(range(10, 11), None)), []);
         assert_eq!(ends(&pages.take(range(4, 5), Some(&mine))), [(4, 5)]);
         assert_eq!(ends(pages.runs()), [(2, 3), (6, 9), (12, 15), (16, 17)]);
@@ -173,12 +174,12 @@ mod tests {
         let (mine, other) = (tracker(), tracker());
         let (a, b, c) = (route(&mine), route(&other), route(&mine));
         let mut pages = Suspended::default();
-        (2..=5).for_each(|gfn| pages.add(Gfn(gfn), Arc::clone(&a)));
-        pages.add(Gfn(6), Arc::clone(&b));
+        (2..=5).for_each(|gfn| pages.add(Gfn(gfn), a.clone()));
+        pages.add(Gfn(6), b.clone());
         assert!(pages.replace(range(4, 6), &c).is_none(), "one is another's");
         assert!(pages.replace(range(1, 2), &c).is_none(), "one is unknown");
         let known = |pages: &Suspended, route| {
-            let runs = pages.runs().filter(|(_, known)| Arc::ptr_eq(known, route));
+            let runs = pages.runs().filter(|(_, known)| known.is(route));
             runs.map(|(run, _)| run.pages()).sum::<u64>()
         };
         assert_eq!((known(&pages, &a), known(&pages, &c)), (4, 0));

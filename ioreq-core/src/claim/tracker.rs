@@ -3,13 +3,13 @@
 //! Tracking pages, as backends ask for it: object-safe, so that a backend needs to know neither the hypervisor nor the server.
 
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::MarkError;
 use super::mem_type::upgrade;
-use crate::dispatch::{Counted, PageRoute, TrackerShared};
+use crate::dispatch::{Counted, Kind, PageRoute, TrackerShared};
 use crate::error::Result;
-use crate::handler::{PageHandler, Verdict};
+use crate::handler::{PageHandler, TypedHandler, Verdict};
 use crate::hypervisor::Hypervisor;
 use crate::ids::Gfn;
 use crate::range::GfnRange;
@@ -184,11 +184,17 @@ pub trait PageTracker: Send + Sync {
 pub struct Tracker<H: Hypervisor> {
     core: Weak<Core<H>>,
     shared: Arc<TrackerShared>,
+    /// Of pages with a handler each: one for every type of handlers and fallback.
+    kinds: Arc<Mutex<Vec<Kind<PageRoute>>>>,
 }
 
 impl<H: Hypervisor> Tracker<H> {
     pub(super) fn new(core: Weak<Core<H>>, shared: Arc<TrackerShared>) -> Self {
-        Tracker { core, shared }
+        Tracker {
+            core,
+            shared,
+            kinds: Arc::default(),
+        }
     }
 
     /// What the tracker's handlers have served.
@@ -205,24 +211,56 @@ impl<H: Hypervisor> Tracker<H> {
     /// `RouteConflict` if a page is tracked already, `WrongState` without a claim. None is adopted then.
     pub fn adopt(&self, pages: GfnRange, handler: Arc<dyn PageHandler>) -> Result<()> {
         let core = upgrade(&self.core)?;
-        let route = self.route(&core, Some(handler));
+        let route = self.route(&core, pages, handler);
         core.ledger().adopt(&core, pages, &route)
     }
 
+    fn route_to(&self, handler: Option<TypedHandler>, fallback: Verdict) -> PageRoute {
+        PageRoute {
+            handler,
+            leaving: false,
+            fallback,
+            tracker: Arc::clone(&self.shared),
+        }
+    }
+
+    /// What leads `pages` to the handler: for a page by itself nothing of ours.
     fn route(
         &self,
         core: &Core<H>,
-        handler: Option<Arc<dyn PageHandler>>,
-    ) -> Arc<Counted<PageRoute>> {
-        let handler = handler.map(|handler| core.panics.guard_page(&self.shared.name, handler));
-        let fallback = handler
-            .as_ref()
-            .map_or(Verdict::Apply, |handler| handler.fallback());
-        Counted::new(PageRoute {
-            handler,
-            fallback,
-            tracker: Arc::clone(&self.shared),
-        })
+        pages: GfnRange,
+        handler: Arc<dyn PageHandler>,
+    ) -> Counted<PageRoute> {
+        let fallback = handler.fallback();
+        if pages.pages() == 1
+            && let Some(kind) = self.kind(core, &*handler, fallback)
+            && let Some(route) = kind.with(&handler)
+        {
+            return route;
+        }
+        let handler = core.panics.guard_page(&self.shared.name, handler);
+        Counted::new(self.route_to(Some(TypedHandler::new(handler)), fallback))
+    }
+
+    /// The kind of pages with such a handler each, if there can be one.
+    fn kind(
+        &self,
+        core: &Core<H>,
+        handler: &dyn PageHandler,
+        fallback: Verdict,
+    ) -> Option<Kind<PageRoute>> {
+        // Each may have a value of its own, and kinds are few.
+        if matches!(fallback, Verdict::Replace(_)) {
+            return None;
+        }
+        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = kinds.iter();
+        if let Some(kind) = known.find(|kind| kind.fallback == fallback && kind.is_of(handler)) {
+            return Some(kind.clone());
+        }
+        let kind = core.pages.kind(handler, self.route_to(None, fallback))?;
+        kinds.push(kind.clone());
+        Some(kind)
     }
 }
 
@@ -233,7 +271,7 @@ impl<H: Hypervisor> PageTracker for Tracker<H> {
             err.untouched.push(pages);
             err
         })?;
-        let route = self.route(&core, Some(handler));
+        let route = self.route(&core, pages, handler);
         let result = core.ledger().track(&core, pages, &route);
         if result.is_err() {
             core.wake_control();
@@ -253,7 +291,7 @@ impl<H: Hypervisor> PageTracker for Tracker<H> {
         };
         let routed = pages.into_iter();
         let mut routed: Vec<_> = routed
-            .map(|(gfn, handler)| (gfn, self.route(&core, Some(handler))))
+            .map(|(gfn, handler)| (gfn, self.route(&core, gfn.into(), handler)))
             .collect();
         routed.sort_unstable_by_key(|(gfn, _)| *gfn);
         let result = core.ledger().track_each(&core, &routed);
@@ -265,13 +303,16 @@ impl<H: Hypervisor> PageTracker for Tracker<H> {
 
     fn replace(&self, pages: GfnRange, handler: Arc<dyn PageHandler>) -> Result<()> {
         let core = upgrade(&self.core)?;
-        let route = self.route(&core, Some(handler));
+        let route = self.route(&core, pages, handler);
         core.ledger().replace(&core, pages, &route)
     }
 
     fn untrack(&self, pages: GfnRange) -> Result<()> {
         let core = upgrade(&self.core)?;
-        let leaving = self.route(&core, None);
+        let leaving = Counted::new(PageRoute {
+            leaving: true,
+            ..self.route_to(None, Verdict::Apply)
+        });
         let mut ledger = core.ledger();
         ledger.untrack(&core, pages, &leaving)?;
         let enough = ledger.unmarker.is_enough();
@@ -298,6 +339,7 @@ impl<H: Hypervisor> Clone for Tracker<H> {
         Tracker {
             core: Weak::clone(&self.core),
             shared: Arc::clone(&self.shared),
+            kinds: Arc::clone(&self.kinds),
         }
     }
 }

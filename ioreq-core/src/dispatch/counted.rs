@@ -1,98 +1,174 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! UNSAFETY: turns pointers in leaves back into the `Arc`s that they came from.
+//! UNSAFETY: turns pointers from entries of the page map back into the `Arc`s that they came from.
 //!
-//! A route that many tracked pages share: it counts its pages, so that adding a million of them counts once.
+//! What tracked pages are led to: a route, which counts its pages, so that adding a million of them counts once; and for pages
+//! of a [`Kind`](super::Kind) a handler besides.
 
+use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use super::kind::{Number, word_of};
+use crate::handler::PageHandler;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// A route with the number of pages that lead to it. Belongs to the first [`PageMap`](super::PageMap) that it is given to.
+/// A route with the number of pages that lead to it. Belongs to the first [`PageMap`](super::PageMap) that it is given to. Cheap to
+/// clone: the same one then.
 ///
 /// ```
 /// use ioreq_core::dispatch::Counted;
 /// let route = Counted::new("ppgtt");
 /// assert_eq!(route.len(), 5); // derefs to the route
 /// ```
-#[derive(Debug)]
 pub struct Counted<R> {
+    node: Arc<Node<R>>,
+    /// Of pages that have their own; of the type of the node's kind then, and [`fits`](super::kind::fits).
+    own: Option<Arc<dyn PageHandler>>,
+}
+
+/// The route itself, and what is counted.
+pub(super) struct Node<R> {
     route: R,
     /// Pages that lead here; changed under the lock of the map it belongs to. While it is not 0, the map owns one strong
     /// count.
     pages: AtomicU64,
     /// The map it belongs to; 0 at first, then never changed.
     owner: AtomicUsize,
+    /// Of a kind: every page has a handler of its own. None: no page has.
+    kind: Option<Number<R>>,
 }
 
-impl<R> Counted<R> {
+impl<R> Node<R> {
     /// A route to which no page leads yet.
-    pub fn new(route: R) -> Arc<Self> {
-        Arc::new(Counted {
+    pub(super) fn new(route: R, owner: usize, kind: Option<Number<R>>) -> Arc<Self> {
+        Arc::new(Node {
             route,
             pages: AtomicU64::new(0),
-            owner: AtomicUsize::new(0),
+            owner: AtomicUsize::new(owner),
+            kind,
         })
     }
 
-    /// The route alone.
     #[inline]
     pub(super) fn route(&self) -> &R {
         &self.route
     }
 
-    /// Makes the route belong to the map with this identity; false if it belongs to another.
-    pub(super) fn belong(&self, map: usize) -> bool {
-        // Relaxed, all of it: only who is first matters. Looked at before: nearly always it belongs to this map already.
-        match self.owner.load(Ordering::Relaxed) {
-            0 => {
-                let first =
-                    self.owner
-                        .compare_exchange(0, map, Ordering::Relaxed, Ordering::Relaxed);
-                first.map_or_else(|owner| owner == map, |_| true)
-            }
-            owner => owner == map,
-        }
-    }
-
-    /// So many pages more, at least one, lead here: what to write into their entries. Under the lock of the map it belongs to.
-    pub(super) fn hold(self: &Arc<Self>, pages: u64) -> *mut Self {
-        // Relaxed: under the map's lock.
-        let before = self.pages.load(Ordering::Relaxed);
-        self.pages.store(before + pages, Ordering::Relaxed);
-        if before == 0 {
-            // The map's strong count; `let_go` gives it back.
-            std::mem::forget(Arc::clone(self));
-        }
-        Arc::as_ptr(self).cast_mut()
+    pub(super) fn kind(&self) -> Option<&Number<R>> {
+        self.kind.as_ref()
     }
 
     /// So many pages, whose entries have been overwritten, lead here no more; after the last one the map's strong count comes
     /// back, to be given up when no reader can look at the route.
     ///
     /// # Safety
-    /// `this` was in that many entries of the map whose lock the caller holds, so that their [`hold`](Self::hold) still counts.
-    pub(super) unsafe fn let_go(this: *mut Self, pages: u64) -> Option<Arc<Self>> {
+    /// `this` was in that many entries of the map whose lock the caller holds, so that their [`hold`](Counted::hold) still
+    /// counts.
+    pub(super) unsafe fn let_go(this: *const Self, pages: u64) -> Option<Arc<Self>> {
         // SAFETY: held for those pages (the caller), so the map's strong count keeps it.
-        let counted = unsafe { &*this };
+        let node = unsafe { &*this };
         // Relaxed: under the map's lock.
-        let left = counted.pages.load(Ordering::Relaxed) - pages;
-        counted.pages.store(left, Ordering::Relaxed);
-        // SAFETY: `this` came from `Arc::as_ptr` in `hold`, with the strong count that it forgot; that is given back once.
-        (left == 0).then(|| unsafe { Arc::from_raw(this.cast_const()) })
+        let left = node.pages.load(Ordering::Relaxed) - pages;
+        node.pages.store(left, Ordering::Relaxed);
+        // SAFETY: `this` came from `Arc::as_ptr`, with the strong count that `hold` forgot; that is given back once.
+        (left == 0).then(|| unsafe { Arc::from_raw(this) })
+    }
+}
+
+impl<R> Counted<R> {
+    /// A route to which no page leads yet.
+    pub fn new(route: R) -> Self {
+        let node = Node::new(route, 0, None);
+        Counted { node, own: None }
     }
 
-    /// One more owner of a route that is in an entry.
+    /// A page's own handler, with the rest of its kind. For handlers that are of the kind and fit.
+    pub(super) fn own(node: Arc<Node<R>>, handler: Arc<dyn PageHandler>) -> Self {
+        let own = Some(handler);
+        Counted { node, own }
+    }
+
+    /// The handler of pages that have their own.
+    #[must_use]
+    pub fn handler(&self) -> Option<&Arc<dyn PageHandler>> {
+        self.own.as_ref()
+    }
+
+    /// Whether both lead to the same.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        let handlers = (self.own.as_ref(), other.own.as_ref());
+        Arc::ptr_eq(&self.node, &other.node)
+            && match handlers {
+                (Some(one), Some(other)) => std::ptr::addr_eq(Arc::as_ptr(one), Arc::as_ptr(other)),
+                (one, other) => one.is_none() && other.is_none(),
+            }
+    }
+
+    /// Makes the route belong to the map with this identity; false if it belongs to another.
+    pub(super) fn belong(&self, map: usize) -> bool {
+        let owned_by = &self.node.owner;
+        // Relaxed, all of it: only who is first matters. Looked at before: nearly always it belongs to this map already.
+        match owned_by.load(Ordering::Relaxed) {
+            0 => {
+                let first = owned_by.compare_exchange(0, map, Ordering::Relaxed, Ordering::Relaxed);
+                first.map_or_else(|owner| owner == map, |_| true)
+            }
+            owner => owner == map,
+        }
+    }
+
+    /// So many pages more, at least one, lead here: [`word`](Self::word) goes into their entries. Under the lock of the map it
+    /// belongs to.
+    pub(super) fn hold(&self, pages: u64) {
+        // Relaxed: under the map's lock.
+        let before = self.node.pages.load(Ordering::Relaxed);
+        self.node.pages.store(before + pages, Ordering::Relaxed);
+        if before == 0 {
+            // The map's strong count; `let_go` gives it back.
+            std::mem::forget(Arc::clone(&self.node));
+        }
+    }
+
+    /// What to write into the entry of one page, which [`hold`](Self::hold) has counted. With a handler of its own the entry has
+    /// one strong count of that.
+    #[inline]
+    pub(super) fn word(&self) -> *mut () {
+        match (&self.own, &self.node.kind) {
+            (Some(own), Some(kind)) => word_of(kind, Arc::into_raw(Arc::clone(own)).cast()),
+            _ => Arc::as_ptr(&self.node).cast_mut().cast(),
+        }
+    }
+
+    /// One more owner of what an entry leads to.
     ///
     /// # Safety
-    /// `this` is in an entry of a map whose lock the caller holds.
-    pub(super) unsafe fn share(this: *mut Self) -> Arc<Self> {
-        let this = this.cast_const();
+    /// `node` and `handler` are what an entry leads to, of a map whose lock the caller holds.
+    pub(super) unsafe fn share(
+        node: *const Node<R>,
+        handler: Option<*const dyn PageHandler>,
+    ) -> Self {
         // SAFETY: from `Arc::as_ptr`, and the map's strong count is above 0 while it is in an entry.
-        unsafe { Arc::increment_strong_count(this) };
+        unsafe { Arc::increment_strong_count(node) };
         // SAFETY: the count just added is this value's.
-        unsafe { Arc::from_raw(this) }
+        let node = unsafe { Arc::from_raw(node) };
+        let own = handler.map(|handler| {
+            // SAFETY: from `Arc::into_raw` in `word`, and the entry has that strong count.
+            unsafe { Arc::increment_strong_count(handler) };
+            // SAFETY: the count just added is this value's.
+            unsafe { Arc::from_raw(handler) }
+        });
+        Counted { node, own }
+    }
+}
+
+impl<R> Clone for Counted<R> {
+    fn clone(&self) -> Self {
+        Counted {
+            node: Arc::clone(&self.node),
+            own: self.own.clone(),
+        }
     }
 }
 
@@ -100,6 +176,13 @@ impl<R> Deref for Counted<R> {
     type Target = R;
 
     fn deref(&self) -> &R {
-        &self.route
+        &self.node.route
+    }
+}
+
+impl<R: fmt::Debug> fmt::Debug for Counted<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let own = if self.own.is_some() { ", own" } else { "" };
+        write!(f, "Counted({:?}{own})", self.node.route)
     }
 }

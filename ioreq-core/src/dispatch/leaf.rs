@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! UNSAFETY: dereferences atomic pointers to routes; the registry of readers keeps what they point to.
+//! UNSAFETY: dereferences atomic pointers to routes and handlers; the registry of readers keeps what they point to.
 //!
-//! The leaf of the page map: 512 frames, a pointer and an order byte each, and nothing else.
+//! The leaf of the page map: 512 frames, a word and an order byte each, and nothing else.
 
 use std::fmt;
 
-use super::counted::Counted;
 use super::kept::Kept;
+use super::kind::Kinds;
 use super::order::{self, Locked, Parked};
 use super::zeroed::Zero;
+use crate::handler::HandlerRef;
 use crate::ids::Gfn;
 use crate::range::GfnRange;
 use crate::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
@@ -19,39 +20,45 @@ pub(super) const LEAF_SHIFT: u32 = if cfg!(loom) { 1 } else { 9 };
 /// Frames of a leaf.
 pub(super) const LEAF: usize = 1 << LEAF_SHIFT;
 
-/// The entry of one frame: null, or a route that the map holds.
-pub(super) type Entry<R> = AtomicPtr<Counted<R>>;
+/// The entry of one frame: null, or what it leads to, which the map holds (see [`kind`](super::kind)).
+pub(super) type Entry = AtomicPtr<()>;
 
 /// [`LEAF`] frames.
-pub(super) struct Leaf<R> {
-    routes: [Entry<R>; LEAF],
+pub(super) struct Leaf {
+    routes: [Entry; LEAF],
     orders: [AtomicU8; LEAF],
 }
 
 // SAFETY: two arrays of types that are valid when zeroed.
-unsafe impl<R> Zero for Leaf<R> {
+unsafe impl Zero for Leaf {
     fn zero() -> Self {
         Leaf {
-            routes: std::array::from_fn(|_| Zero::zero()),
-            orders: std::array::from_fn(|_| Zero::zero()),
+            routes: Zero::zero(),
+            orders: Zero::zero(),
         }
     }
 }
 
-impl<R> Leaf<R> {
+impl Leaf {
     /// The page of `gfn`, of which only the place in the leaf matters.
     #[inline]
-    pub(super) fn page<'g>(&'g self, gfn: Gfn, kept: &'g Kept) -> Page<'g, R> {
+    pub(super) fn page<'g, R>(
+        &'g self,
+        gfn: Gfn,
+        kept: &'g Kept,
+        kinds: &'g Kinds<R>,
+    ) -> Page<'g, R> {
         let at = place(gfn.0);
         Page {
             route: &self.routes[at],
             order: &self.orders[at],
             kept,
+            kinds,
         }
     }
 
     /// The entry of `gfn`, of which only the place in the leaf matters.
-    pub(super) fn route(&self, gfn: Gfn) -> &Entry<R> {
+    pub(super) fn route(&self, gfn: Gfn) -> &Entry {
         &self.routes[place(gfn.0)]
     }
 
@@ -61,7 +68,7 @@ impl<R> Leaf<R> {
     }
 
     /// The entries of `part`, which lies within the leaf.
-    pub(super) fn routes(&self, part: GfnRange) -> &[Entry<R>] {
+    pub(super) fn routes(&self, part: GfnRange) -> &[Entry] {
         &self.routes[place(part.first())..=place(part.last())]
     }
 
@@ -115,10 +122,19 @@ fn place(gfn: u64) -> usize {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Page<'g, R> {
-    route: &'g Entry<R>,
+    route: &'g Entry,
     order: &'g AtomicU8,
     /// Of the reader that found it.
     kept: &'g Kept,
+    kinds: &'g Kinds<R>,
+}
+
+/// Where a page leads.
+pub struct Lead<'g, R> {
+    /// Its route, or what it has in common with others of its [`Kind`](super::Kind).
+    pub route: &'g R,
+    /// The handler of a page that has its own.
+    pub own: Option<HandlerRef<'g>>,
 }
 
 // Not derived: that would ask the same of `R`.
@@ -146,20 +162,42 @@ impl<'g, R> Page<'g, R> {
     /// may have been tracked anew meanwhile, with another order: look it up again.
     #[inline]
     #[must_use]
-    pub fn route(&self) -> Option<&'g R> {
-        // Acquire: pairs with the Release of `PageMap::insert` and `replace`. SeqCst besides: after the taking of the order, if
-        // it was taken (see `PageMap::unlink_if_empty`).
-        let route = self.route.load(Ordering::SeqCst);
-        // SAFETY: a route in a leaf is kept by the map's strong count; that count is given up only by garbage retired after
-        // the pointer was overwritten, and the guard that `'g` borrows holds that garbage back.
-        unsafe { route.as_ref() }.map(Counted::route)
+    pub fn lead(&self) -> Option<Lead<'g, R>> {
+        let way = self.kinds.way(self.word())?;
+        // SAFETY: a route that an entry leads to is kept by the map's strong count; that count is given up only by garbage retired
+        // after the entry was overwritten, and the guard that `'g` borrows holds that garbage back.
+        let node = unsafe { &*way.node };
+        let own = match (way.own, node.kind()) {
+            (Some(handler), Some(kind)) => {
+                // SAFETY: as above; the strong count is the entry's, and the handler is of its kind's type (`Kind::with`).
+                Some(unsafe { HandlerRef::new(handler, kind.of()) })
+            }
+            _ => None,
+        };
+        let route = node.route();
+        Some(Lead { route, own })
     }
 
-    /// Whether it leads anywhere.
+    /// The same without the handler of a page that has its own.
+    #[inline]
+    #[must_use]
+    pub fn route(&self) -> Option<&'g R> {
+        let way = self.kinds.way(self.word())?;
+        // SAFETY: as in `lead`.
+        Some(unsafe { &*way.node }.route())
+    }
+
+    /// Whether it is tracked still.
     #[inline(always)]
-    pub(super) fn is_led(&self) -> bool {
-        // SeqCst: as in `route`.
-        !self.route.load(Ordering::SeqCst).is_null()
+    pub(super) fn is_linked(&self) -> bool {
+        !self.word().is_null()
+    }
+
+    #[inline(always)]
+    pub(super) fn word(&self) -> *mut () {
+        // Acquire: pairs with the Release of `PageMap::insert` and `replace`. SeqCst besides: after the taking of the order, if
+        // it was taken (see `PageMap::unlink_if_empty`).
+        self.route.load(Ordering::SeqCst)
     }
 
     #[inline(always)]
@@ -170,6 +208,22 @@ impl<'g, R> Page<'g, R> {
     #[inline(always)]
     pub(super) fn kept(&self) -> &'g Kept {
         self.kept
+    }
+}
+
+// Not derived: that would ask the same of `R`.
+impl<R> Clone for Lead<'_, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R> Copy for Lead<'_, R> {}
+
+impl<R: fmt::Debug> fmt::Debug for Lead<'_, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let own = if self.own.is_some() { ", own" } else { "" };
+        write!(f, "Lead({:?}{own})", self.route)
     }
 }
 

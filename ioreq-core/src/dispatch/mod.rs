@@ -13,6 +13,7 @@ mod counted;
 mod dispatcher;
 mod grace;
 mod kept;
+mod kind;
 mod last_hit;
 mod leaf;
 mod link;
@@ -31,7 +32,8 @@ mod model;
 
 pub use counted::Counted;
 pub use grace::{Grace, ReadGuard, Reader};
-pub use leaf::Page;
+pub use kind::Kind;
+pub use leaf::{Lead, Page};
 pub use order::{Locked, Parked};
 pub use page_map::PageMap;
 pub use port_map::PortMap;

@@ -9,6 +9,7 @@ use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::thread;
 
 use super::*;
+use crate::handler::{Context, PageHandler, PageOutcome, PageWrite, Verdict};
 use crate::ids::Gfn;
 use crate::range::{GfnRange, MmioRange, PortRange};
 
@@ -213,6 +214,60 @@ fn loom_garbage_of_one_thread_is_freed_by_another_in_time() {
         collects.join().unwrap();
         grace.collect();
         assert!(dropped.load(Ordering::Relaxed), "never freed");
+    });
+}
+
+/// A page's own handler: its fallback is its number.
+struct Own(u64, Tracked);
+
+impl PageHandler for Own {
+    fn write(&self, _: &Context<'_>, _: &PageWrite<'_>) -> PageOutcome {
+        PageOutcome::Drop
+    }
+    fn fallback(&self) -> Verdict {
+        self.1.call();
+        Verdict::Replace(self.0)
+    }
+}
+
+/// A kind and its only handler go while a reader has the page's entry, and another kind wants the number, of which the model has one.
+#[test]
+fn loom_an_entry_of_a_kind_that_is_gone_leads_to_no_other_kind() {
+    model(3, || {
+        let grace = Grace::new();
+        let pages = std::sync::Arc::new(PageMap::new(Gfn(1), grace.clone()).unwrap());
+        let (tracked, dropped) = Tracked::new();
+        let lead = |number, tracked| {
+            let own: std::sync::Arc<dyn PageHandler> = std::sync::Arc::new(Own(number, tracked));
+            let kind = pages.kind(&*own, number)?;
+            kind.with(&own)
+        };
+        pages
+            .insert(Gfn(0).into(), &lead(1, tracked).unwrap())
+            .unwrap();
+        let mut reader = grace.reader();
+        let looks = thread::spawn({
+            let pages = pages.clone();
+            move || {
+                let guard = reader.enter();
+                let page = pages.find(Gfn(0), &guard);
+                if let Some(Lead { route, own }) = page.and_then(|page| page.lead()) {
+                    let number = own.map(|own| own.get().fallback());
+                    assert_eq!(number, Some(Verdict::Replace(*route)), "of two kinds");
+                }
+            }
+        });
+        assert_eq!(pages.remove(Gfn(0).into()), 1);
+        grace.collect();
+        if let Some(other) = lead(2, Tracked::new().0) {
+            pages.insert(Gfn(0).into(), &other).unwrap();
+        }
+        looks.join().unwrap();
+        grace.collect();
+        assert!(dropped.load(Ordering::Relaxed), "never freed");
+        pages.clear();
+        grace.collect();
+        assert!(lead(3, Tracked::new().0).is_some(), "the number is lost");
     });
 }
 

@@ -81,7 +81,7 @@ impl<R> Locked<'_, R> {
         if order.was_kept {
             page.kept().put_back(page.order());
         // With a route, seen after the taking, the order stays where it is (see `kept`).
-        } else if page.is_led() {
+        } else if page.is_linked() {
             page.kept().keep(page.order());
         } else {
             free(page.order());

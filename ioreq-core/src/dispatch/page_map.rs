@@ -4,21 +4,24 @@
 //!
 //! Tracked pages: from a guest frame to its route and its order, in two dependent loads.
 //!
-//! A root of pointers to leaves, one leaf per 512 frames: 512 pointers to routes and 512 order bytes, 9 bytes a page, and a lone
-//! page costs a leaf of 4.5 KiB. The root is zeroed memory, mapped where it is touched. Many pages share a route.
+//! A root of pointers to leaves, one leaf per 512 frames: 512 words and 512 order bytes, 9 bytes a page, and a lone page costs a
+//! leaf of 4.5 KiB. The root is zeroed memory, mapped where it is touched. Many pages share a route; pages with a handler each
+//! lead to that, and share what else there is (see [`kind`](super::kind)).
 
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 
 use crossbeam::utils::CachePadded;
 
-use super::counted::Counted;
+use super::counted::{Counted, Node};
 use super::grace::{Grace, ReadGuard};
-use super::leaf::{LEAF_SHIFT, Leaf, Page};
+use super::kind::{Kind, Kinds, Way};
+use super::leaf::{Entry, LEAF_SHIFT, Leaf, Page};
 use super::order;
 use super::tally::{Tally, leaf_of};
 use super::zeroed::{boxed, table};
 use crate::error::{Error, ErrorKind, Op, Result};
+use crate::handler::{HandlerType, PageHandler};
 use crate::ids::Gfn;
 use crate::range::GfnRange;
 use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering, fence};
@@ -46,7 +49,9 @@ const MAX_LEAVES: u64 = 1 << (40 - 9);
 /// ```
 pub struct PageMap<R: Send + Sync + 'static> {
     /// Null, or from `Box::into_raw`; owned by the map while linked, then by the garbage of `grace`.
-    root: Box<[AtomicPtr<Leaf<R>>]>,
+    root: Box<[AtomicPtr<Leaf>]>,
+    /// Of pages with a handler each. The map's share is retired with it.
+    kinds: Arc<Kinds<R>>,
     grace: Arc<Grace>,
     last: Gfn,
     /// Pages with a route; changed under the lock. On a line of its own, as what follows: whoever changes the map does not take away the
@@ -59,8 +64,9 @@ pub struct PageMap<R: Send + Sync + 'static> {
 
 /// What no page leads to any more, and readers may still look at.
 struct Unlinked<R> {
-    leaves: Vec<Box<Leaf<R>>>,
-    routes: Vec<Arc<Counted<R>>>,
+    leaves: Vec<Box<Leaf>>,
+    routes: Vec<Arc<Node<R>>>,
+    handlers: Vec<Arc<dyn PageHandler>>,
 }
 
 /// In models leaves are not freed but buried, so that whoever still follows a kept order finds out.
@@ -78,12 +84,14 @@ impl<R: Send + Sync + 'static> Unlinked<R> {
         Unlinked {
             leaves: Vec::new(),
             routes: Vec::new(),
+            handlers: Vec::new(),
         }
     }
 
     /// Frees it all when no reader looks at it any more.
     fn retire(self, grace: &Grace) {
-        if !self.leaves.is_empty() || !self.routes.is_empty() {
+        let routes = self.routes.len() + self.handlers.len();
+        if !self.leaves.is_empty() || routes > 0 {
             grace.retire(move || drop(self));
         }
     }
@@ -107,6 +115,7 @@ impl<R: Send + Sync + 'static> PageMap<R> {
         };
         Ok(PageMap {
             root: table(count),
+            kinds: Kinds::new(),
             grace,
             last,
             len: CachePadded::new(AtomicU64::new(0)),
@@ -125,12 +134,14 @@ impl<R: Send + Sync + 'static> PageMap<R> {
         guard.check(&self.grace);
         let leaf = self.root.get(usize::try_from(leaf_of(gfn.0)).ok()?)?;
         // Acquire: pairs with the Release store that linked the leaf.
-        let leaf: *mut Leaf<R> = leaf.load(Ordering::Acquire);
+        let leaf: *mut Leaf = leaf.load(Ordering::Acquire);
         // SAFETY: a leaf in the root is freed only by garbage retired after it was unlinked; `guard` is of the same registry
         // (checked above) and, borrowed for `'g`, cannot quiesce before the reference ends.
-        let leaf: &'g Leaf<R> = unsafe { leaf.as_ref() }?;
-        let page = leaf.page(gfn, guard.kept());
-        page.route().is_some().then_some(page)
+        let leaf: &'g Leaf = unsafe { leaf.as_ref() }?;
+        // SAFETY: likewise; the map's share is retired at its end.
+        let kinds: &'g Kinds<R> = unsafe { &*Arc::as_ptr(&self.kinds) };
+        let page = leaf.page(gfn, guard.kept(), kinds);
+        page.is_linked().then_some(page)
     }
 
     fn tally(&self) -> MutexGuard<'_, Tally> {
@@ -143,7 +154,7 @@ impl<R: Send + Sync + 'static> PageMap<R> {
     }
 
     /// The leaf with this number, for whoever changes the map: its lock keeps the leaf linked.
-    fn leaf(&self, number: u64, _locked: &Tally) -> Option<&Leaf<R>> {
+    fn leaf(&self, number: u64, _locked: &Tally) -> Option<&Leaf> {
         let leaf = self.root.get(usize::try_from(number).ok()?)?;
         // Relaxed: leaves are linked and unlinked under the lock that we hold.
         let leaf = leaf.load(Ordering::Relaxed);
@@ -152,13 +163,13 @@ impl<R: Send + Sync + 'static> PageMap<R> {
     }
 
     /// The same, made if it is not there.
-    fn make_leaf(&self, number: u64, locked: &Tally) -> Option<&Leaf<R>> {
+    fn make_leaf(&self, number: u64, locked: &Tally) -> Option<&Leaf> {
         if let Some(leaf) = self.leaf(number, locked) {
             return Some(leaf);
         }
         let entry = self.root.get(usize::try_from(number).ok()?)?;
         // Release: pairs with the Acquire in `find`; the leaf is all zeroes before it is seen.
-        entry.store(Box::into_raw(boxed::<Leaf<R>>()), Ordering::Release);
+        entry.store(Box::into_raw(boxed::<Leaf>()), Ordering::Release);
         self.leaf(number, locked)
     }
 
@@ -179,7 +190,7 @@ impl<R: Send + Sync + 'static> PageMap<R> {
         Tally::parts(pages).find_map(has_it)
     }
 
-    fn check_route(&self, route: &Arc<Counted<R>>, pages: GfnRange) -> Result<()> {
+    fn check_route(&self, route: &Counted<R>, pages: GfnRange) -> Result<()> {
         if route.belong(self.identity()) {
             return Ok(());
         }
@@ -194,7 +205,7 @@ impl<R: Send + Sync + 'static> PageMap<R> {
     /// # Errors
     /// `RouteConflict` with the first of them that is tracked already, `InvalidArgument` beyond the map's last frame or if
     /// the route belongs to another map.
-    pub fn insert(&self, pages: GfnRange, route: &Arc<Counted<R>>) -> Result<()> {
+    pub fn insert(&self, pages: GfnRange, route: &Counted<R>) -> Result<()> {
         if pages.last() > self.last.0 {
             let err = Error::new(Op::Route, ErrorKind::InvalidArgument).about(format!(
                 "{pages}: the last frame that can be tracked is {} (see the builder's last_gfn)",
@@ -208,14 +219,14 @@ impl<R: Send + Sync + 'static> PageMap<R> {
             let err = Error::new(Op::Route, ErrorKind::RouteConflict);
             return Err(err.about(GfnRange::from(gfn)));
         }
-        let pointer = route.hold(pages.pages());
+        route.hold(pages.pages());
         for part in Tally::parts(pages) {
             let Some(leaf) = self.make_leaf(leaf_of(part.first()), &tally) else {
                 continue;
             };
             for entry in leaf.routes(part) {
-                // Release: pairs with the Acquire in `Page::route`.
-                entry.store(pointer, Ordering::Release);
+                // Release: pairs with the Acquire in `Page::word`.
+                entry.store(route.word(), Ordering::Release);
             }
             tally.add(part);
         }
@@ -232,7 +243,7 @@ impl<R: Send + Sync + 'static> PageMap<R> {
     ///
     /// # Errors
     /// `NoSuchRoute` with the first of them that is not tracked, `InvalidArgument` if the route belongs to another map.
-    pub fn replace(&self, pages: GfnRange, route: &Arc<Counted<R>>) -> Result<()> {
+    pub fn replace(&self, pages: GfnRange, route: &Counted<R>) -> Result<()> {
         self.check_route(route, pages)?;
         let tally = self.tally();
         if let Some(gfn) = self.first_that_is(false, pages, &tally) {
@@ -240,50 +251,82 @@ impl<R: Send + Sync + 'static> PageMap<R> {
             return Err(err.about(GfnRange::from(gfn)));
         }
         let mut unlinked = Unlinked::new();
-        let pointer = route.hold(pages.pages());
+        route.hold(pages.pages());
         for part in Tally::parts(pages) {
             if let Some(leaf) = self.leaf(leaf_of(part.first()), &tally) {
-                Self::overwrite(leaf, part, pointer, &mut unlinked);
+                self.overwrite(leaf.routes(part), || route.word(), &mut unlinked);
             }
         }
         unlinked.retire(&self.grace);
         Ok(())
     }
 
-    /// Writes `pointer` into the entries of `part` that are not null, and returns their number. What they led to is let go, run
+    /// Leads the page elsewhere if it leads where `old` says; false, and nothing is changed, if it does not. Its order stays as it is.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the route belongs to another map.
+    pub fn replace_if(&self, gfn: Gfn, old: &Counted<R>, route: &Counted<R>) -> Result<bool> {
+        self.check_route(route, gfn.into())?;
+        let tally = self.tally();
+        let Some(leaf) = self.leaf(leaf_of(gfn.0), &tally) else {
+            return Ok(false);
+        };
+        if !self.lead_of(leaf, gfn).is_some_and(|now| now.is(old)) {
+            return Ok(false);
+        }
+        let mut unlinked = Unlinked::new();
+        route.hold(1);
+        self.overwrite(leaf.routes(gfn.into()), || route.word(), &mut unlinked);
+        unlinked.retire(&self.grace);
+        Ok(true)
+    }
+
+    /// Writes words of `word` into those of `entries` that are not null, and returns their number. What they led to is let go, run
     /// by run: neighbours share routes.
     fn overwrite(
-        leaf: &Leaf<R>,
-        part: GfnRange,
-        pointer: *mut Counted<R>,
+        &self,
+        entries: &[Entry],
+        mut word: impl FnMut() -> *mut (),
         unlinked: &mut Unlinked<R>,
     ) -> u64 {
-        let (mut run, mut pages, mut all) = (std::ptr::null_mut(), 0, 0);
-        let mut let_go = |run: *mut Counted<R>, pages: u64| {
+        let (mut run, mut pages, mut all) = (std::ptr::null(), 0, 0);
+        let Unlinked {
+            routes, handlers, ..
+        } = unlinked;
+        let mut let_go = |run: *const Node<R>, pages: u64| {
             if !run.is_null() {
                 // SAFETY: it was in that many entries, under the map's lock, until we overwrote them.
-                unlinked
-                    .routes
-                    .extend(unsafe { Counted::let_go(run, pages) });
+                routes.extend(unsafe { Node::let_go(run, pages) });
             }
         };
-        for entry in leaf.routes(part) {
+        for entry in entries {
             // Relaxed: routes change under the lock that we hold.
-            let old = entry.load(Ordering::Relaxed);
-            if old.is_null() {
+            let Some(old) = self.kinds.way(entry.load(Ordering::Relaxed)) else {
                 continue;
+            };
+            // Release: pairs with the Acquire in `Page::word`.
+            entry.store(word(), Ordering::Release);
+            if let Some(handler) = Self::whole(&old) {
+                // SAFETY: from `Arc::into_raw` in `Counted::word`, with the strong count of the entry that we overwrote.
+                handlers.push(unsafe { Arc::from_raw(handler) });
             }
-            // Release: pairs with the Acquire in `Page::route`.
-            entry.store(pointer, Ordering::Release);
-            if old != run {
+            if old.node != run {
                 let_go(run, pages);
-                (run, pages) = (old, 0);
+                (run, pages) = (old.node, 0);
             }
             pages += 1;
             all += 1;
         }
         let_go(run, pages);
         all
+    }
+
+    /// The page's own handler, if it has one. For ways that an entry led to when the caller took the map's lock.
+    fn whole(way: &Way<R>) -> Option<*const dyn PageHandler> {
+        let handler = way.own?;
+        // SAFETY: the map's strong count keeps it while it is in an entry, and that is let go later.
+        let node = unsafe { &*way.node };
+        node.kind().map(|kind| kind.of().whole(handler))
     }
 
     /// Removes those of `pages` that are tracked, and returns their number. No new look-up finds them; orders that are held
@@ -299,7 +342,7 @@ impl<R: Send + Sync + 'static> PageMap<R> {
             let Some(leaf) = self.leaf(leaf_of(part.first()), &tally) else {
                 continue;
             };
-            let here = Self::overwrite(leaf, part, std::ptr::null_mut(), &mut unlinked);
+            let here = self.overwrite(leaf.routes(part), std::ptr::null_mut, &mut unlinked);
             // The routes go before parking ends, so that a request that was parked finds none.
             let parked = leaf.orders(part).iter();
             parked
@@ -360,9 +403,9 @@ impl<R: Send + Sync + 'static> PageMap<R> {
     pub fn park(&self, gfn: Gfn) -> bool {
         let tally = self.tally();
         // Relaxed: routes change under the lock that we hold.
-        let is_led = |leaf: &Leaf<R>| !leaf.route(gfn).load(Ordering::Relaxed).is_null();
+        let is_linked = |leaf: &Leaf| !leaf.route(gfn).load(Ordering::Relaxed).is_null();
         self.leaf(leaf_of(gfn.0), &tally)
-            .is_some_and(|leaf| is_led(leaf) && order::park(leaf.order(gfn)))
+            .is_some_and(|leaf| is_linked(leaf) && order::park(leaf.order(gfn)))
     }
 
     /// Ends parking.
@@ -380,15 +423,27 @@ impl<R: Send + Sync + 'static> PageMap<R> {
             .is_some_and(|page| order::is_parked(page.order()))
     }
 
-    /// The page's route, kept.
+    /// Where the page leads, kept.
     #[must_use]
-    pub fn route_of(&self, gfn: Gfn) -> Option<Arc<Counted<R>>> {
+    pub fn route_of(&self, gfn: Gfn) -> Option<Counted<R>> {
         let tally = self.tally();
-        let leaf = self.leaf(leaf_of(gfn.0), &tally)?;
+        self.lead_of(self.leaf(leaf_of(gfn.0), &tally)?, gfn)
+    }
+
+    /// The same, for who holds the lock.
+    fn lead_of(&self, leaf: &Leaf, gfn: Gfn) -> Option<Counted<R>> {
         // Relaxed: routes change under the lock that we hold.
-        let route = leaf.route(gfn).load(Ordering::Relaxed);
-        // SAFETY: it is in an entry, under the map's lock.
-        (!route.is_null()).then(|| unsafe { Counted::share(route) })
+        let way = self.kinds.way(leaf.route(gfn).load(Ordering::Relaxed))?;
+        let handler = Self::whole(&way);
+        // SAFETY: an entry leads there, under the map's lock.
+        Some(unsafe { Counted::share(way.node, handler) })
+    }
+
+    /// A kind of pages with a handler each, of the same type as `like`, that have `route` in common. `None` if the map has a
+    /// thousand kinds.
+    #[must_use]
+    pub fn kind(&self, like: &dyn PageHandler, route: R) -> Option<Kind<R>> {
+        Kind::new(&self.kinds, self.identity(), HandlerType::of(like), route)
     }
 
     /// Number of tracked pages.
@@ -458,14 +513,14 @@ impl<R: Send + Sync + 'static> PageMap<R> {
         let leaves = tally
             .used()
             .filter(|number| self.leaf(*number, &tally).is_some());
-        leaves.count() * size_of::<Leaf<R>>()
+        leaves.count() * size_of::<Leaf>()
     }
 }
 
 impl<R: Send + Sync + 'static> Drop for PageMap<R> {
     fn drop(&mut self) {
         self.clear();
-        let mut unlinked = Unlinked::new();
+        let mut unlinked = Unlinked::<R>::new();
         for number in self.tally().used() {
             let index = usize::try_from(number).unwrap_or(usize::MAX);
             let leaf = self
@@ -479,7 +534,8 @@ impl<R: Send + Sync + 'static> Drop for PageMap<R> {
                 unlinked.leaves.push(unsafe { Box::from_raw(leaf) });
             }
         }
-        unlinked.retire(&self.grace);
+        let kinds = Arc::clone(&self.kinds);
+        self.grace.retire(move || drop((unlinked, kinds)));
         self.grace.collect();
     }
 }

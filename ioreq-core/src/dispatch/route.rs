@@ -5,7 +5,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::handler::{Handler, PageHandler, Verdict};
+use crate::handler::{Handler, TypedHandler, Verdict};
 use crate::range::IoRange;
 use crate::stats::{PerWorker, RouteCounters};
 
@@ -32,9 +32,11 @@ pub(crate) struct TrackerShared {
     pub(crate) counters: PerWorker<RouteCounters>,
 }
 
-/// A tracked page's handler; `None` for a page that is leaving, whose writes are applied as written.
+/// Where tracked pages lead; what they have in common, if they have a handler each.
 pub(crate) struct PageRoute {
-    pub(crate) handler: Option<Arc<dyn PageHandler>>,
+    pub(crate) handler: Option<TypedHandler>,
+    /// The pages are leaving: no handler, and writes are applied as written.
+    pub(crate) leaving: bool,
     pub(crate) fallback: Verdict,
     pub(crate) tracker: Arc<TrackerShared>,
 }
@@ -47,7 +49,7 @@ impl PageRoute {
 
     /// Whether the page is on its way out.
     pub(crate) fn is_leaving(&self) -> bool {
-        self.handler.is_none()
+        self.leaving
     }
 }
 

@@ -37,6 +37,13 @@ unsafe impl Zero for AtomicU16 {
     }
 }
 
+// SAFETY: all of it is.
+unsafe impl<T: Zero, const N: usize> Zero for [T; N] {
+    fn zero() -> Self {
+        std::array::from_fn(|_| T::zero())
+    }
+}
+
 /// `len` zeroes.
 #[cfg(not(loom))]
 pub(super) fn table<T: Zero>(len: usize) -> Box<[T]> {

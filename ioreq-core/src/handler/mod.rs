@@ -15,6 +15,7 @@ mod io;
 mod outcome;
 mod page;
 pub(crate) mod scope;
+mod typed;
 
 pub use access::{Access, Batch, Space};
 pub use context::Context;
@@ -25,3 +26,5 @@ pub use page::{MutPageHandler, PageHandler, PageWrite, WriteSource};
 
 pub use deferred::Answer;
 pub(crate) use deferred::{Pending, Reply};
+pub(crate) use typed::HandlerType;
+pub use typed::{HandlerRef, TypedHandler};

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_memory::GuestAddress;
 
+use super::typed::Typed;
 use super::{Context, PageOutcome, Verdict};
 use crate::ids::{Gfn, PAGE_SIZE};
 use crate::memory::{GuestRam, Width};
@@ -195,7 +196,7 @@ impl fmt::Debug for PageWrite<'_> {
 ///     }
 /// }
 /// ```
-pub trait PageHandler: Send + Sync {
+pub trait PageHandler: Typed + Send + Sync + 'static {
     /// A write to one of the handler's pages.
     fn write(&self, cx: &Context<'_>, write: &PageWrite<'_>) -> PageOutcome;
 
@@ -259,7 +260,7 @@ impl<T: MutPageHandler + ?Sized> MutPageHandler for Box<T> {
 }
 
 /// As for handlers of ranges: a poisoned lock does not take the handler out of service.
-impl<T: MutPageHandler + ?Sized> PageHandler for Mutex<T> {
+impl<T: MutPageHandler + 'static> PageHandler for Mutex<T> {
     fn write(&self, cx: &Context<'_>, write: &PageWrite<'_>) -> PageOutcome {
         self.lock()
             .unwrap_or_else(PoisonError::into_inner)

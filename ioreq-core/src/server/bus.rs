@@ -8,11 +8,11 @@ use std::sync::Arc;
 use vm_memory::GuestAddress;
 
 use super::core::Core;
-use crate::dispatch::{Locked, Page, PageRoute, ReadGuard, Route};
+use crate::dispatch::{Lead, Locked, Page, PageRoute, ReadGuard, Route};
 use crate::handler::scope::Scope;
 use crate::handler::{
-    Access, Batch, BatchOutcome, Context, PageHandler, PageOutcome, PageWrite, Pending,
-    ReadOutcome, Reply, Space, Verdict, WriteOutcome, WriteSource,
+    Access, Batch, BatchOutcome, Context, HandlerRef, PageOutcome, PageWrite, Pending, ReadOutcome,
+    Reply, Space, Verdict, WriteOutcome, WriteSource,
 };
 use crate::hypervisor::Hypervisor;
 use crate::ids::{Gfn, PAGE_SIZE, Sbdf};
@@ -33,10 +33,15 @@ pub(super) enum Pause {
 }
 
 /// A route and its handler; None for a page that is leaving.
+#[inline(always)]
 pub(super) fn with_handler(
-    route: Option<&PageRoute>,
-) -> Option<(&PageRoute, &Arc<dyn PageHandler>)> {
-    route.and_then(|route| Some((route, route.handler.as_ref()?)))
+    lead: Option<Lead<'_, PageRoute>>,
+) -> Option<(&PageRoute, HandlerRef<'_>)> {
+    let Lead { route, own } = lead?;
+    match own {
+        Some(own) => Some((route, own)),
+        None => Some((route, route.handler.as_ref()?.get())),
+    }
 }
 
 /// Runs a handler; None if it panicked.
@@ -347,8 +352,8 @@ impl<'a, H: Hypervisor> Bus<'a, H> {
             return Err(Pause::Parked);
         };
         // The route as it is now that the order is ours; none if the page left while we waited for it.
-        let route = page.route();
-        let (route, handler) = match with_handler(route) {
+        let lead = page.lead();
+        let (route, handler) = match with_handler(lead) {
             Some(found) => found,
             None => match self.core.write_leaving(
                 self.cx,
@@ -360,7 +365,7 @@ impl<'a, H: Hypervisor> Bus<'a, H> {
                 Some(found) => found,
                 None => {
                     drop(order);
-                    return match (route, source) {
+                    return match (lead, source) {
                         // It left for good while we waited; it may have come back.
                         (None, WriteSource::Framework | WriteSource::Dma) => {
                             self.tracked_meanwhile(GuestAddress(addr), width, value, source)
@@ -408,6 +413,7 @@ impl<'a, H: Hypervisor> Bus<'a, H> {
             None => {
                 self.core
                     .panicked(self.cx, self.counters, &route.tracker.name, counters);
+                self.core.break_page(write.gfn(), handler);
                 route.fallback
             }
         };

@@ -319,6 +319,7 @@ impl<H: Hypervisor> Core<H> {
     pub(crate) fn finish_claim(&self, bound: Duration) {
         let leaving = Counted::new(PageRoute {
             handler: None,
+            leaving: true,
             fallback: Verdict::Apply,
             tracker: Arc::new(TrackerShared {
                 name: "dropped claim".into(),

@@ -3,7 +3,8 @@
 //! What becomes of a handler that panicked.
 //!
 //! The access that it failed is answered either way (`Bus::call`). By policy its route is broken from then on: handlers are
-//! wrapped when they are added, so that a server without the policy pays nothing.
+//! wrapped when they are added, so that a server without the policy pays nothing. A handler that a page has to itself is wrapped
+//! when it has panicked (`Core::break_page`): there may be a million of them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -83,17 +84,22 @@ impl<T> UntilPanic<T> {
         match catch_unwind(AssertUnwindSafe(|| call(&self.handler))) {
             Ok(outcome) => outcome,
             Err(panic) => {
-                // Relaxed: as above, and for a statistic.
-                if !self.broken.swap(true, Ordering::Relaxed) {
-                    self.count.fetch_add(1, Ordering::Relaxed);
-                    tracing::error!(
-                        handler = &*self.name,
-                        "a handler panicked: its route is broken"
-                    );
-                }
+                self.give_up();
                 // For whoever counts panics and answers the access.
                 resume_unwind(panic)
             }
+        }
+    }
+
+    /// From now on the handler is not called.
+    fn give_up(&self) {
+        // Relaxed: as in `call`, and for a statistic.
+        if !self.broken.swap(true, Ordering::Relaxed) {
+            self.count.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(
+                handler = &*self.name,
+                "a handler panicked: its route is broken"
+            );
         }
     }
 }
@@ -173,7 +179,23 @@ impl Panics {
         }
     }
 
-    /// A page's handler, likewise.
+    /// What is called in place of a page's own handler that panicked, if the policy says so.
+    pub(super) fn broken_page(
+        &self,
+        name: &str,
+        handler: &Arc<dyn PageHandler>,
+    ) -> Option<Arc<dyn PageHandler>> {
+        match self.policy {
+            PanicPolicy::KeepServing => None,
+            PanicPolicy::BreakRoute => {
+                let handler = self.wrap(name, Arc::clone(handler));
+                handler.give_up();
+                Some(Arc::new(handler))
+            }
+        }
+    }
+
+    /// The handler of pages that share it, as it is called.
     pub(crate) fn guard_page(
         &self,
         name: &str,

@@ -13,8 +13,8 @@ use vm_memory::GuestAddress;
 use super::bus::{Place, with_handler};
 use super::core::Core;
 use super::panics::is_broken;
-use crate::dispatch::{Page, PageRoute, Route};
-use crate::handler::{Access, Context, PageHandler, WriteSource};
+use crate::dispatch::{Counted, Page, PageRoute, Route};
+use crate::handler::{Access, Context, HandlerRef, TypedHandler, WriteSource};
 use crate::hypervisor::Hypervisor;
 use crate::ids::Gfn;
 use crate::memory::Width;
@@ -105,6 +105,33 @@ impl<H: Hypervisor> Core<H> {
         }
     }
 
+    /// A page whose own handler panicked: by policy that is not called again. (What pages share sees to it itself: see
+    /// [`panics`](super::panics).) The page's order is held, so no other write is served meanwhile.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn break_page(&self, gfn: Gfn, handler: HandlerRef<'_>) {
+        let Some(now) = self.pages.route_of(gfn) else {
+            return;
+        };
+        // None, if the page shares it; another's, if it was replaced meanwhile: that one is whole.
+        let own = now
+            .handler()
+            .filter(|own| std::ptr::addr_eq(Arc::as_ptr(own), handler.get()));
+        let Some(broken) = own.and_then(|own| self.panics.broken_page(&now.tracker.name, own))
+        else {
+            return;
+        };
+        let broken = Counted::new(PageRoute {
+            handler: Some(TypedHandler::new(broken)),
+            leaving: false,
+            fallback: now.fallback,
+            tracker: Arc::clone(&now.tracker),
+        });
+        if let Err(err) = self.pages.replace_if(gfn, &now, &broken) {
+            tracing::error!(%err, "a broken page keeps its handler");
+        }
+    }
+
     /// A write to a page that is on its way out: applied as written. Gives the page's route and handler if it was taken back
     /// meanwhile.
     #[cold]
@@ -116,7 +143,7 @@ impl<H: Hypervisor> Core<H> {
         page: &Page<'g, PageRoute>,
         (addr, width, value): (u64, Width, u64),
         source: WriteSource,
-    ) -> Option<(&'g PageRoute, &'g Arc<dyn PageHandler>)> {
+    ) -> Option<(&'g PageRoute, HandlerRef<'g>)> {
         let addr = GuestAddress(addr);
         if cx.ram().store(addr, width, value).is_err() {
             counters.data_faults.bump();
@@ -129,6 +156,6 @@ impl<H: Hypervisor> Core<H> {
         // SeqCst: our store, then the look at the route; pairs with the fence in `Ledger::track`. A page that was leaving and
         // was taken back meanwhile may have been read before our store: its handler is told after all.
         fence(Ordering::SeqCst);
-        with_handler(page.route())
+        with_handler(page.lead())
     }
 }
