@@ -269,7 +269,7 @@ impl Contender for Pages {
                 && let Some(lead) = page.lead()
             {
                 self.write(&cx, lead, addr, value);
-                order.keep();
+                drop(order);
             }
             guard.quiesce();
         });

@@ -25,7 +25,6 @@ use std::sync::{Arc, PoisonError};
 
 use crossbeam::utils::{Backoff, CachePadded};
 
-use super::kept::Kept;
 use super::last_hit::LastHit;
 use crate::error::{Error, ErrorKind, Op, Result};
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
@@ -142,7 +141,6 @@ impl Grace {
             grace: Arc::clone(self),
             word,
             last: LastHit::new(),
-            kept: Kept::new(),
         }
     }
 
@@ -315,8 +313,6 @@ pub struct Reader {
     grace: Arc<Grace>,
     /// What it found last, in whichever map.
     last: LastHit,
-    /// The order of the page that it served last.
-    kept: Kept,
     word: Word,
 }
 
@@ -324,8 +320,6 @@ impl Reader {
     /// Goes on line.
     #[must_use]
     pub fn enter(&mut self) -> ReadGuard<'_> {
-        // Of a guard that was forgotten.
-        self.kept.let_go_of_any();
         on_line(self.grace.address());
         // Acquire: pairs with `advance`: everything unlinked before that number is seen as unlinked.
         let now = self.grace.now.load(Ordering::Acquire);
@@ -337,7 +331,6 @@ impl Reader {
             grace: &self.grace,
             word: &self.word,
             last: &self.last,
-            kept: &self.kept,
             on_this_thread: PhantomData,
         }
     }
@@ -345,7 +338,6 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.kept.let_go_of_any();
         // Release: as in `quiesce`. Off line already, unless a guard was forgotten; whoever waits for this reader must not wait
         // for ever.
         self.word.store(OFF_LINE, Ordering::Release);
@@ -373,9 +365,6 @@ impl fmt::Debug for Reader {
 /// });
 /// ```
 ///
-/// A page's order that its reader [keeps](super::Locked::keep) is let go when the guard ends, when another page's order is taken or a
-/// route of another map is looked for, in [`quiesce`](Self::quiesce) if somebody wants it, and by [`let_go`](Self::let_go).
-///
 /// See [`Grace`] for an example.
 #[derive(Debug)]
 pub struct ReadGuard<'r> {
@@ -383,7 +372,6 @@ pub struct ReadGuard<'r> {
     grace: &'r Grace,
     word: &'r AtomicU64,
     last: &'r LastHit,
-    kept: &'r Kept,
     /// Neither Send nor Sync.
     on_this_thread: PhantomData<*mut ()>,
 }
@@ -394,37 +382,8 @@ impl ReadGuard<'_> {
     pub fn quiesce(&mut self) {
         // Acquire: as in `enter`.
         let now = self.grace.now.load(Ordering::Acquire);
-        // After the number was read, and before it is announced: see `kept`.
-        self.kept.let_go_if_wanted();
         // Release: pairs with the collector's Acquire load: our use is over before it frees.
         self.word.store(now, Ordering::Release);
-    }
-
-    /// Lets go of the page's order that is kept, if one is: before what others must not wait for.
-    ///
-    /// ```
-    /// use ioreq_core::dispatch::{Counted, Grace, PageMap};
-    /// use ioreq_core::{Gfn, GfnRange};
-    ///
-    /// let grace = Grace::new();
-    /// let map = PageMap::new(Gfn(0xffff), grace.clone())?;
-    /// map.insert(Gfn(0x10).into(), &Counted::new("a route"))?;
-    ///
-    /// let mut reader = grace.reader();
-    /// let guard = reader.enter();
-    /// let page = map.find(Gfn(0x10), &guard).expect("inserted above");
-    /// for _ in 0..2 {
-    ///     let order = page.lock().expect("not parked");
-    ///     order.keep(); // the second time it is
-    /// }
-    /// assert!(!map.park(Gfn(0x10)), "nobody else can have it");
-    /// guard.let_go();
-    /// assert!(map.park(Gfn(0x10)));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[inline]
-    pub fn let_go(&self) {
-        self.kept.let_go_of_any();
     }
 
     /// Panics unless the guard is of this registry: under another's, things are freed without waiting for it.
@@ -448,17 +407,10 @@ impl ReadGuard<'_> {
     pub(super) fn last(&self) -> &LastHit {
         self.last
     }
-
-    /// The order that its reader keeps.
-    #[inline]
-    pub(super) fn kept(&self) -> &Kept {
-        self.kept
-    }
 }
 
 impl Drop for ReadGuard<'_> {
     fn drop(&mut self) {
-        self.kept.let_go_of_any();
         // Release: as in `quiesce`.
         self.word.store(OFF_LINE, Ordering::Release);
         off_line(self.grace.address());

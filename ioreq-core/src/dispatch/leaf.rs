@@ -6,7 +6,6 @@
 
 use std::fmt;
 
-use super::kept::Kept;
 use super::kind::Kinds;
 use super::order::{self, Locked, Parked};
 use super::zeroed::Zero;
@@ -42,29 +41,13 @@ unsafe impl Zero for Leaf {
 impl Leaf {
     /// The page of `gfn`, of which only the place in the leaf matters.
     #[inline]
-    pub(super) fn page<'g, R>(
-        &'g self,
-        gfn: Gfn,
-        kept: &'g Kept,
-        kinds: &'g Kinds<R>,
-    ) -> Page<'g, R> {
+    pub(super) fn page<'g, R>(&'g self, gfn: Gfn, kinds: &'g Kinds<R>) -> Page<'g, R> {
         let at = place(gfn.0);
         Page {
             route: &self.routes[at],
             order: &self.orders[at],
-            kept,
             kinds,
         }
-    }
-
-    /// The entry of `gfn`, of which only the place in the leaf matters.
-    pub(super) fn route(&self, gfn: Gfn) -> &Entry {
-        &self.routes[place(gfn.0)]
-    }
-
-    /// The same, of its order.
-    pub(super) fn order(&self, gfn: Gfn) -> &AtomicU8 {
-        &self.orders[place(gfn.0)]
     }
 
     /// The entries of `part`, which lies within the leaf.
@@ -77,19 +60,9 @@ impl Leaf {
         &self.orders[place(part.first())..=place(part.last())]
     }
 
-    #[cfg(loom)]
-    pub(super) fn all_orders(&self) -> impl Iterator<Item = &AtomicU8> {
-        self.orders.iter()
-    }
-
     /// Whether no order in it is held or parked.
     pub(super) fn is_free(&self) -> bool {
         self.orders.iter().all(order::is_free)
-    }
-
-    /// Whoever keeps an order in it lets go.
-    pub(super) fn call_in(&self) {
-        self.orders.iter().for_each(order::call_in);
     }
 }
 
@@ -124,8 +97,6 @@ fn place(gfn: u64) -> usize {
 pub struct Page<'g, R> {
     route: &'g Entry,
     order: &'g AtomicU8,
-    /// Of the reader that found it.
-    kept: &'g Kept,
     kinds: &'g Kinds<R>,
 }
 
@@ -137,25 +108,14 @@ pub struct Lead<'g, R> {
     pub own: Option<HandlerRef<'g>>,
 }
 
-// Not derived: that would ask the same of `R`.
-impl<R> Clone for Page<'_, R> {
-    #[inline(always)]
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<R> Copy for Page<'_, R> {}
-
 impl<'g, R> Page<'g, R> {
-    /// Takes the page's order: nobody else serves a write to the page while it is held. An order that this reader
-    /// [keeps](Locked::keep) is at hand; that of another page it lets go.
+    /// Takes the page's order: nobody else serves a write to the page while it is held.
     ///
     /// # Errors
     /// [`Parked`] while the page is being unmarked.
     #[inline]
-    pub fn lock(&self) -> Result<Locked<'g, R>, Parked> {
-        order::lock(*self)
+    pub fn lock(&self) -> Result<Locked<'g>, Parked> {
+        order::lock(self.order)
     }
 
     /// Where the page leads now; `None` if it is not tracked any more. If that is so although the page's order is held, the page
@@ -188,26 +148,20 @@ impl<'g, R> Page<'g, R> {
     }
 
     /// Whether it is tracked still.
-    #[inline(always)]
+    #[inline]
     pub(super) fn is_linked(&self) -> bool {
         !self.word().is_null()
     }
 
-    #[inline(always)]
+    #[inline]
     pub(super) fn word(&self) -> *mut () {
         // Acquire: pairs with the Release of `PageMap::insert` and `replace`. SeqCst besides: after the taking of the order, if
         // it was taken (see `PageMap::unlink_if_empty`).
         self.route.load(Ordering::SeqCst)
     }
 
-    #[inline(always)]
     pub(super) fn order(&self) -> &'g AtomicU8 {
         self.order
-    }
-
-    #[inline(always)]
-    pub(super) fn kept(&self) -> &'g Kept {
-        self.kept
     }
 }
 

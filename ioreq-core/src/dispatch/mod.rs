@@ -12,7 +12,6 @@
 mod counted;
 mod dispatcher;
 mod grace;
-mod kept;
 mod kind;
 mod last_hit;
 mod leaf;
@@ -24,7 +23,6 @@ mod range_map;
 mod ranged;
 mod route;
 mod tally;
-mod turn;
 mod zeroed;
 
 #[cfg(all(test, loom))]

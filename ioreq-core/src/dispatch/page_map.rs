@@ -69,16 +69,6 @@ struct Unlinked<R> {
     handlers: Vec<Arc<dyn PageHandler>>,
 }
 
-/// In models leaves are not freed but buried, so that whoever still follows a kept order finds out.
-#[cfg(loom)]
-impl<R> Drop for Unlinked<R> {
-    fn drop(&mut self) {
-        for leaf in self.leaves.drain(..) {
-            Box::leak(leaf).all_orders().for_each(order::bury);
-        }
-    }
-}
-
 impl<R: Send + Sync + 'static> Unlinked<R> {
     fn new() -> Self {
         Unlinked {
@@ -140,7 +130,7 @@ impl<R: Send + Sync + 'static> PageMap<R> {
         let leaf: &'g Leaf = unsafe { leaf.as_ref() }?;
         // SAFETY: likewise; the map's share is retired at its end.
         let kinds: &'g Kinds<R> = unsafe { &*Arc::as_ptr(&self.kinds) };
-        let page = leaf.page(gfn, guard.kept(), kinds);
+        let page = leaf.page(gfn, kinds);
         page.is_linked().then_some(page)
     }
 
@@ -383,8 +373,6 @@ impl<R: Send + Sync + 'static> PageMap<R> {
         }
         fence(Ordering::SeqCst);
         if !leaf.is_free() {
-            // It goes with what is removed next, or with the map. Whoever serves a page of it lets go by itself.
-            leaf.call_in();
             tally.linger(number);
             return;
         }
@@ -402,17 +390,16 @@ impl<R: Send + Sync + 'static> PageMap<R> {
     /// Leaves the page's writes unanswered from now on; false while one is being served, or if the page is not tracked.
     pub fn park(&self, gfn: Gfn) -> bool {
         let tally = self.tally();
-        // Relaxed: routes change under the lock that we hold.
-        let is_linked = |leaf: &Leaf| !leaf.route(gfn).load(Ordering::Relaxed).is_null();
-        self.leaf(leaf_of(gfn.0), &tally)
-            .is_some_and(|leaf| is_linked(leaf) && order::park(leaf.order(gfn)))
+        let leaf = self.leaf(leaf_of(gfn.0), &tally);
+        let page = leaf.map(|leaf| leaf.page(gfn, &self.kinds));
+        page.is_some_and(|page| page.is_linked() && order::park(page.order()))
     }
 
     /// Ends parking.
     pub fn unpark(&self, gfn: Gfn) {
         let tally = self.tally();
         if let Some(leaf) = self.leaf(leaf_of(gfn.0), &tally) {
-            order::unpark(leaf.order(gfn));
+            order::unpark(leaf.page(gfn, &self.kinds).order());
         }
     }
 
@@ -432,8 +419,7 @@ impl<R: Send + Sync + 'static> PageMap<R> {
 
     /// The same, for who holds the lock.
     fn lead_of(&self, leaf: &Leaf, gfn: Gfn) -> Option<Counted<R>> {
-        // Relaxed: routes change under the lock that we hold.
-        let way = self.kinds.way(leaf.route(gfn).load(Ordering::Relaxed))?;
+        let way = self.kinds.way(leaf.page(gfn, &self.kinds).word())?;
         let handler = Self::whole(&way);
         // SAFETY: an entry leads there, under the map's lock.
         Some(unsafe { Counted::share(way.node, handler) })
@@ -527,8 +513,7 @@ impl<R: Send + Sync + 'static> Drop for PageMap<R> {
                 .root
                 .get(index)
                 .map(|leaf| leaf.load(Ordering::Relaxed));
-            // Relaxed: `&mut self`, nobody else is here. What is left are leaves whose orders were held when they emptied; whoever
-            // keeps one was told then, and so lets go before it announces that it has seen this (see `kept`).
+            // Relaxed: `&mut self`, nobody else is here. What is left are leaves whose orders were held when they emptied.
             if let Some(leaf) = leaf.filter(|leaf| !leaf.is_null()) {
                 // SAFETY: from `Box::into_raw` in `make_leaf`; the map is its only owner.
                 unlinked.leaves.push(unsafe { Box::from_raw(leaf) });

@@ -63,8 +63,6 @@ impl<R: Send + Sync + 'static> PortMap<R> {
     #[must_use]
     pub fn find<'g>(&self, port: u16, len: u64, guard: &'g ReadGuard<'_>) -> Option<&'g R> {
         guard.check(&self.grace);
-        // What is found here may take its time.
-        guard.let_go();
         // Acquire: pairs with the Release in `point`.
         let entry = self.table.get(usize::from(port))?.load(Ordering::Acquire);
         // SAFETY: an entry in the table is freed only by garbage retired after the table stopped pointing to it; `guard` is of

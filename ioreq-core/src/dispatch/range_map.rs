@@ -83,8 +83,6 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
     #[inline(always)]
     #[must_use]
     pub fn find<'g>(&self, addr: u64, len: u64, guard: &'g ReadGuard<'_>) -> Option<&'g R> {
-        // What is found here may take its time.
-        guard.let_go();
         let now = guard.now();
         // SAFETY: `guard` cannot quiesce in `'g`, and the number is of its registry. Only entries are remembered with this map's identity,
         // below, and only by readers of the registry that they are retired to (checked there).

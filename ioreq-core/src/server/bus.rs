@@ -389,7 +389,7 @@ impl<'a, H: Hypervisor> Bus<'a, H> {
         let outcome = call(true, || handler.write(cx, &write));
         if let Some(PageOutcome::Apply) = outcome {
             self.store_ram(addr, width, value);
-            self.let_through(order);
+            drop(order);
             return Ok(());
         }
         let verdict = match outcome {
@@ -418,18 +418,8 @@ impl<'a, H: Hypervisor> Bus<'a, H> {
             }
         };
         self.settle(addr, width, value, verdict);
-        self.let_through(order);
+        drop(order);
         Ok(())
-    }
-
-    /// The order is for the next write to the page: of this worker, for a write of the way of nearly every request. On the others, here
-    /// or after, something may be called that others must not wait for.
-    #[inline(always)]
-    fn let_through(self, order: Locked<'_, PageRoute>) {
-        match self.memory {
-            Some(_) => order.keep(),
-            None => drop(order),
-        }
     }
 
     #[cold]
@@ -478,7 +468,7 @@ impl<'a, H: Hypervisor> Bus<'a, H> {
             .core
             .pages
             .find(Gfn::of(GuestAddress(addr)), self.guard);
-        let order: Option<Locked<'_, PageRoute>> = match &page {
+        let order: Option<Locked<'_>> = match &page {
             Some(page) => Some(page.lock().map_err(|_| Pause::Parked)?),
             None => None,
         };

@@ -417,7 +417,6 @@ impl<H: Hypervisor> Core<H> {
         guard: &ReadGuard<'_>,
         worker: usize,
     ) -> usize {
-        guard.let_go();
         let backoff = Backoff::new();
         let mut drained = 0;
         let mut logged = LoggedRam::new(self, ram);

@@ -119,7 +119,6 @@ impl<H: Hypervisor> Service<H> {
     #[cold]
     #[inline(never)]
     pub(super) fn resume(&mut self, core: &Core<H>, guard: &ReadGuard<'_>) -> usize {
-        guard.let_go();
         let mut resumed = 0;
         while let Some(Posted { member: at, reply }) = self.replies.pop() {
             let Some(waiting) = self.members.get_mut(at) else {

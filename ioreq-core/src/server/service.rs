@@ -265,7 +265,6 @@ impl<H: Hypervisor> Service<H> {
         taken: Taken<'_>,
         started: Option<Instant>,
     ) {
-        guard.let_go();
         let Caller { vcpu, port, .. } = caller;
         let Some(counters) = self.counters.of(self.index) else {
             self.finish(core, port, taken.refuse());
