@@ -4,7 +4,7 @@
 //!
 //! Whoever holds it is the only one to write the byte, so that releasing is a plain store: a request costs one atomic
 //! read-modify-write. Contention is rare (two vCPUs writing one page in the same instant) and short (a handler), so waiting is
-//! spinning, then sleeping in short steps, without a queue.
+//! standing back without touching the byte, then sleeping in short steps, without a queue.
 
 use crossbeam::utils::Backoff;
 
