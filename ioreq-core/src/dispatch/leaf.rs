@@ -101,6 +101,22 @@ pub struct Page<'g, R> {
 }
 
 /// Where a page leads.
+///
+/// ```
+/// use ioreq_core::dispatch::{Counted, Grace, Lead, PageMap};
+/// use ioreq_core::Gfn;
+///
+/// let grace = Grace::new();
+/// let map = PageMap::new(Gfn(0xffff), grace.clone())?;
+/// map.insert(Gfn(7).into(), &Counted::new("shared"))?;
+///
+/// let mut reader = grace.reader();
+/// let guard = reader.enter();
+/// let Lead { route, own } = map.find(Gfn(7), &guard).and_then(|page| page.lead()).expect("tracked");
+/// assert_eq!(route, &"shared");
+/// assert!(own.is_none()); // pages of a `Kind` have one
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Lead<'g, R> {
     /// Its route, or what it has in common with others of its [`Kind`](super::Kind).
     pub route: &'g R,

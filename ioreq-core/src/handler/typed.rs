@@ -112,6 +112,26 @@ impl fmt::Debug for TypedHandler {
 }
 
 /// A page's handler, borrowed: of a [`TypedHandler`], or one that a tracked page has to itself.
+///
+/// ```
+/// use ioreq_core::handler::{Context, HandlerRef, PageHandler, PageOutcome, PageWrite, TypedHandler};
+/// use std::sync::Arc;
+/// # struct Watch;
+/// # impl PageHandler for Watch {
+/// #     fn write(&self, _: &Context<'_>, _: &PageWrite<'_>) -> PageOutcome {
+/// #         PageOutcome::Apply
+/// #     }
+/// # }
+/// /// What a dispatcher does with a write.
+/// fn pass(handler: HandlerRef<'_>, cx: &Context<'_>, write: &PageWrite<'_>) -> PageOutcome {
+///     handler.write(cx, write)
+/// }
+///
+/// let typed = TypedHandler::new(Arc::new(Watch));
+/// let one: HandlerRef<'_> = typed.get();
+/// let same = one; // as cheap to copy as a reference
+/// assert!(std::ptr::addr_eq(one.get(), same.get()));
+/// ```
 #[derive(Clone, Copy)]
 pub struct HandlerRef<'g> {
     /// Of the type, and alive for `'g`.

@@ -123,7 +123,9 @@ truncate -s 16M /disk.img; mke2fs -F /disk.img 8192 >/dev/null
 mount -o loop -t ext2 /disk.img /mnt
 dd if=/dev/urandom of=/mnt/given bs=64k count=8 2>/dev/null
 (cd /mnt; sha256sum given > given.sums); umount /mnt
+/bin/registers 12 & REGISTERS=$!
 /bin/linux-dm --kernel /guest/vmlinux --initrd /guest/initrd --disk /disk.img --script /guest/script --kill-disk 40 --reboots 1 ARGUMENTS
+wait $REGISTERS
 mount -o loop,ro -t ext2 /disk.img /mnt
 cd /mnt; sha256sum -c made.sums; cd /; umount /mnt
 /bin/linux-guest verify /disk.img BLOCKS
@@ -171,6 +173,7 @@ pub(super) fn run(parts: &Parts, smp: u8, effort: Effort, arguments: &[String]) 
             &program::package_binary(PACKAGE, "linux-replay")?,
         )
         .program("linux-guest", &in_guest)
+        .program("registers", &program::example("xen-rig", "registers")?)
         .file("guest/vmlinux", std::fs::read(&parts.kernel)?)
         .file("guest/initrd", guest(parts, &modules, &in_guest)?)
         .file("guest/script", script.into_bytes())
@@ -229,6 +232,7 @@ const ALWAYS: &[&str] = &[
     "Shutdown(PowerOff)",
     "linux-dm: recorded: ",
     " answers are equal",
+    "registers: 0 times lost",
 ];
 /// And where guests have several lives.
 const LIVES: &[&str] = &[
@@ -335,6 +339,7 @@ mod tests {
         "blocks: 100 writes are in the image",
         "linux-dm: recorded: 70000 bytes in /tmp/recording",
         "replay: 900 requests: 900 answers are equal, 400 of them values in slots",
+        "registers: 0 times lost in 40000 rounds",
     ];
 
     #[test]

@@ -86,6 +86,9 @@ struct Run {
     /// Fails unless the report (`-- --json`) shows what is promised of the main job.
     #[arg(long)]
     bars: bool,
+    /// Of linux: as little as `cargo xtask test` has it do.
+    #[arg(long)]
+    short: bool,
     /// The example's arguments.
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -118,7 +121,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let parts = Parts::ready(run.release)?;
             if run.example == "linux" {
                 let smp = run.smp.unwrap_or(linux::PROCESSORS);
-                return linux::run(&parts, smp, linux::Effort::FULL, &run.arguments);
+                let effort = match run.short {
+                    true => linux::Effort::SHORT,
+                    false => linux::Effort::FULL,
+                };
+                return linux::run(&parts, smp, effort, &run.arguments);
             }
             let smp = run.smp.unwrap_or(job::PROCESSORS);
             let log = job::run(&parts, smp, &run.example, run.vcpus, &run.arguments)?;

@@ -19,6 +19,8 @@ const SECTOR: usize = 512;
 const MOST: usize = 192;
 /// One of so many writes is read back at once.
 const READ_BACK: u32 = 8;
+/// Contents that are looked for where others were expected.
+const MOST_WRITES: u32 = 1000;
 const SEED: u64 = 0x10e9;
 
 /// A write: where in the part, and how much.
@@ -92,22 +94,43 @@ pub(crate) fn verify(image: &str, count: u32) -> Result<String, Box<dyn Error>> 
 
 /// Compares all of the part.
 fn compare(disk: &File, expected: &[u8], buffer: &mut [u8]) -> io::Result<()> {
+    let mut wrong = Vec::new();
     for (place, expected) in (FIRST..)
         .step_by(buffer.len())
         .zip(expected.chunks(buffer.len()))
     {
         let part = &mut buffer[..expected.len()];
         disk.read_exact_at(part, place)?;
-        let differs = part.iter().zip(expected).position(|(is, was)| is != was);
-        if let Some(at) = differs {
-            let what = format!(
-                "byte {:#x} of the disk is not what was written",
-                place + at as u64
-            );
-            return Err(io::Error::other(what));
+        let sectors = part.chunks(SECTOR).zip(expected.chunks(SECTOR));
+        for (at, (is, was)) in (place..).step_by(SECTOR).zip(sectors) {
+            if is != was {
+                wrong.push((at, is[..16].to_vec()));
+            }
         }
     }
-    Ok(())
+    let (Some((first, found)), Some((last, _))) = (wrong.first(), wrong.last()) else {
+        return Ok(());
+    };
+    // Where the bytes belong tells what went wrong.
+    let from = plan(MOST_WRITES)
+        .zip(0..)
+        .find_map(|(mut write, number): (Write, u32)| {
+            let mut contents = vec![0; write.len];
+            write.contents.fill(&mut contents);
+            let at = contents
+                .windows(found.len())
+                .position(|part| part == found)?;
+            Some(format!(
+                "byte {at:#x} of write {number}, to {:#x}",
+                FIRST + write.start as u64
+            ))
+        });
+    let sectors = wrong.len();
+    let from = from.unwrap_or_else(|| "no write's".to_owned());
+    Err(io::Error::other(format!(
+        "{sectors} sectors of the disk are not what was written, from {first:#x} to {last:#x}: \
+         the first has {found:02x?}, {from}"
+    )))
 }
 
 #[cfg(test)]
