@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use super::cpio::Archive;
 use super::parts::Parts;
 use super::program;
-use crate::run::root;
+use super::turns;
 
 /// What dom0 does: `/job` is the boot's own script, `leaks` says what it left behind.
 const INIT: &str = "#!/bin/busybox sh
@@ -175,7 +175,7 @@ impl<'a> Boot<'a> {
         }
         archive.file("init", INIT.as_bytes());
         archive.file("job", format!("{}\n", self.job).as_bytes());
-        let path = root().join("target/xen/initramfs.cpio");
+        let path = self.parts.folder.join("initramfs.cpio");
         fs::write(&path, archive.finish())?;
         Ok(path)
     }
@@ -217,12 +217,14 @@ impl<'a> Boot<'a> {
         Ok(command)
     }
 
-    /// Boots, runs the job, and listens until the machine stops, or says nothing for `patience`. Whoever calls asks
-    /// [`Log::succeeded`], or looks at the end and [`Log::leak`] himself.
+    /// Boots when it is its turn, runs the job, and listens until the machine stops, or says nothing for `patience`. Whoever calls
+    /// asks [`Log::succeeded`], or looks at the end and [`Log::leak`] himself.
     pub(crate) fn run(&self, patience: Duration) -> Result<Log> {
         let mut command = self.qemu()?;
+        // Programs are built by now.
+        let _turn = turns::wait_for(self.smp);
         command.args(["-monitor", "none", "-serial", "stdio"]);
-        let path = root().join("target/xen/last.log");
+        let path = self.parts.folder.join("last.log");
         let mut file = File::create(&path)?;
         // QEMU tells of the processor's features that it does not emulate.
         command

@@ -2,6 +2,8 @@
 
 //! `cargo xtask xen run`: an example in dom0, against a domain with the guest's program that it needs.
 
+use std::fmt::Arguments;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -87,10 +89,10 @@ pub(super) fn run(
         .program(name, &program::facade_example(name)?)
         .job(&job)
         .run(PATIENCE)?;
-    for line in said(&log) {
-        println!("{line}");
-    }
-    println!("{name}: {}, {}", log.version, log.end);
+    tell(
+        said(&log),
+        format_args!("{name}: {}, {}", log.version, log.end),
+    )?;
     log.succeeded().with_context(|| name.to_owned())?;
     if let Some(crash) = log.lines.iter().find(|line| super::suite::is_crash(line)) {
         bail!("{name}: {crash}");
@@ -102,6 +104,16 @@ pub(super) fn run(
 pub(super) fn said(log: &Log) -> impl Iterator<Item = &str> {
     let lines = log.lines.iter().map(String::as_str);
     lines.filter(|line| !line.starts_with("(XEN)"))
+}
+
+/// Prints lines, and one more, and nothing in between that another boot says.
+pub(super) fn tell<'a>(lines: impl Iterator<Item = &'a str>, last: Arguments<'_>) -> Result<()> {
+    let mut out = io::stdout().lock();
+    for line in lines {
+        writeln!(out, "{line}")?;
+    }
+    writeln!(out, "{last}")?;
+    Ok(())
 }
 
 /// A word as the shell takes it.

@@ -185,10 +185,10 @@ pub(super) fn run(parts: &Parts, smp: u8, effort: Effort, arguments: &[String]) 
         boot = boot.file(&format!("lib/dom0/{name}"), contents);
     }
     let log = boot.run(PATIENCE)?;
-    for line in job::said(&log).filter(|line| !recording::is_told(line)) {
-        println!("{line}");
-    }
-    println!("linux: {}, {}", log.version, log.end);
+    job::tell(
+        job::said(&log).filter(|line| !recording::is_told(line)),
+        format_args!("linux: {}, {}", log.version, log.end),
+    )?;
     log.succeeded().context("linux")?;
     if let Some(crash) = log.lines.iter().find(|line| super::suite::is_crash(line)) {
         bail!("linux: {crash}");

@@ -18,15 +18,17 @@ mod recording;
 mod release;
 mod soak;
 mod suite;
+mod turns;
 
 pub(crate) use guide::guide;
 pub(crate) use program::{in_target, lint_guest, static_build};
 pub(crate) use release::Release;
 pub(crate) use soak::soak;
 
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args as ClapArgs, Subcommand};
 
 use boot::Boot;
@@ -139,7 +141,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// The suite, the backend's tests, the main job and the Linux guest on every version, for `cargo xtask test`.
+/// The suite, the backend's tests, the main job and the Linux guest on every version, for `cargo xtask test`: the versions beside
+/// each other, as far as there are processors.
 pub(crate) fn check() -> Result<()> {
     let all = |parts: &Parts| -> Result<()> {
         suite::run(parts, PROCESSORS, None, false)?;
@@ -149,16 +152,25 @@ pub(crate) fn check() -> Result<()> {
         main_job::check_on_xen(job::said(&log))?;
         linux::run(parts, linux::PROCESSORS, linux::Effort::SHORT, &[])
     };
-    all(&Parts::ready(Release::V4_17)?)?;
-    match Parts::ready(Release::V4_20) {
-        Ok(parts) => all(&parts),
+    let first = Parts::ready(Release::V4_17)?;
+    let second = match Parts::ready(Release::V4_20) {
+        Ok(parts) => parts,
         Err(why) => {
             println!("NOT RUN 4.20: {why:#}");
             let record = suite::on_record(Release::V4_20)?;
             println!("on record is {record}");
-            Ok(())
+            return all(&first);
         }
-    }
+    };
+    thread::scope(|scope| {
+        let beside = scope.spawn(|| all(&second).context("Xen 4.20"));
+        let first = all(&first).context("Xen 4.17");
+        let second = beside.join().map_err(|_| anyhow!("Xen 4.20: a panic"))?;
+        match (first, second) {
+            (Err(first), Err(second)) => bail!("{first:#}; {second:#}"),
+            (first, second) => first.and(second),
+        }
+    })
 }
 
 /// Boots, and runs some of the rig's programs to their ends.

@@ -16,6 +16,8 @@ use crate::run::root;
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) release: Release,
+    /// Of this version alone: where boots keep what they say.
+    pub(crate) folder: PathBuf,
     /// Where packages are unpacked.
     pub(crate) root: PathBuf,
     /// The hypervisor, as QEMU's `-kernel` takes it.
@@ -45,6 +47,7 @@ impl Parts {
         Ok(Parts {
             release,
             xen: folder.join("xen"),
+            folder,
             modules: modules(&unpacked)?,
             root: unpacked,
             kernel,

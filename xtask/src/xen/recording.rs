@@ -56,7 +56,7 @@ fn unpacked(path: &Path) -> Result<Vec<u8>> {
 
 /// Keeps what was told, and plays it.
 pub(super) fn play(log: &Log) -> Result<()> {
-    let path = root().join("target/xen/linux.recording");
+    let path = log.path.with_file_name("linux.recording");
     let packed = path.with_extension("recording.gz");
     fs::write(&packed, told(log.lines.iter().map(String::as_str))?)?;
     let recording = unpacked(&packed)?;
