@@ -83,7 +83,16 @@ const STEPS: &[Step] = &[
         "a minute of everything at once, with faults, on the model",
         soak::check,
     ),
-    ("xen", "the behaviour suite on a real Xen", xen::check),
+    (
+        "xen",
+        "the behaviour suite and the backend's tests on a real Xen",
+        xen::check,
+    ),
+    (
+        "guests",
+        "the main job and a Linux guest on a real Xen",
+        xen::check_guests,
+    ),
 ];
 
 pub(crate) fn run(args: &Args) -> Result<()> {

@@ -141,17 +141,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// The suite, the backend's tests, the main job and the Linux guest on every version, for `cargo xtask test`: the versions beside
-/// each other, as far as there are processors.
+/// The suite and the backend's tests, for `cargo xtask test`.
 pub(crate) fn check() -> Result<()> {
-    let all = |parts: &Parts| -> Result<()> {
+    on_each_version(|parts| {
         suite::run(parts, PROCESSORS, None, false)?;
-        programs(parts, PROCESSORS, BACKEND)?;
+        programs(parts, PROCESSORS, BACKEND)
+    })
+}
+
+/// The main job and the Linux guest, for `cargo xtask test`.
+pub(crate) fn check_guests() -> Result<()> {
+    on_each_version(|parts| {
         let json = ["--json".to_owned()];
         let log = job::run(parts, job::PROCESSORS, "vgpu", job::VCPUS, &json)?;
         main_job::check_on_xen(job::said(&log))?;
         linux::run(parts, linux::PROCESSORS, linux::Effort::SHORT, &[])
-    };
+    })
+}
+
+/// On the versions beside each other, as far as there are processors.
+fn on_each_version(check: impl Fn(&Parts) -> Result<()> + Sync) -> Result<()> {
     let first = Parts::ready(Release::V4_17)?;
     let second = match Parts::ready(Release::V4_20) {
         Ok(parts) => parts,
@@ -159,12 +168,12 @@ pub(crate) fn check() -> Result<()> {
             println!("NOT RUN 4.20: {why:#}");
             let record = suite::on_record(Release::V4_20)?;
             println!("on record is {record}");
-            return all(&first);
+            return check(&first);
         }
     };
     thread::scope(|scope| {
-        let beside = scope.spawn(|| all(&second).context("Xen 4.20"));
-        let first = all(&first).context("Xen 4.17");
+        let beside = scope.spawn(|| check(&second).context("Xen 4.20"));
+        let first = check(&first).context("Xen 4.17");
         let second = beside.join().map_err(|_| anyhow!("Xen 4.20: a panic"))?;
         match (first, second) {
             (Err(first), Err(second)) => bail!("{first:#}; {second:#}"),
