@@ -143,9 +143,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// The suite and the backend's tests, for `cargo xtask test`.
 pub(crate) fn check() -> Result<()> {
-    on_each_version(|parts| {
-        suite::run(parts, PROCESSORS, None, false)?;
-        programs(parts, PROCESSORS, BACKEND)
+    // While packages come. Whoever needs a program asks for it again, and is told if it cannot be built.
+    let build = || -> Result<()> {
+        program::behaviour()?;
+        let mut names = BACKEND.iter();
+        names.try_for_each(|name| program::example("xen-rig", name).map(drop))
+    };
+    thread::scope(|scope| {
+        scope.spawn(build);
+        on_each_version(|parts| {
+            suite::run(parts, PROCESSORS, None, false)?;
+            programs(parts, PROCESSORS, BACKEND)
+        })
     })
 }
 
