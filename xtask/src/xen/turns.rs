@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Boots beside each other: as many as this machine has processors for, so that no boot waits for one in the middle.
+//! Boots beside each other: as many as this machine has processors for, so that no boot waits for one in the middle. A build counts as one.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::available_parallelism;
