@@ -521,3 +521,43 @@ fn a_replaced_handler_has_the_route_and_the_others_keep_theirs() {
     assert_eq!(kind(gone), ErrorKind::NoSuchRoute);
     running.stop().unwrap();
 }
+
+/// A worker that is kept on line by its guest's requests does not keep what it cannot find any more.
+#[test]
+fn a_retracted_handler_is_freed_while_its_worker_never_rests() {
+    let domain = domain(1);
+    let server = server(&domain);
+    let routes = server.control();
+    let range = |first| PortRange::sized(first, 4).unwrap().into();
+    routes
+        .add("stays", range(0x500), Arc::new(Number(5)))
+        .unwrap();
+    let handler = Arc::new(Number(6));
+    let gone = Arc::downgrade(&handler);
+    let id = routes.add("goes", range(0x504), handler).unwrap();
+    let running = server.start().unwrap();
+    let (stop, asks) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
+    let guest = domain.spawn(VcpuId(0), {
+        let (stop, asks) = (stop.clone(), asks.clone());
+        move |cpu| {
+            while !stop.load(Ordering::Relaxed) {
+                assert_eq!(cpu.inl(0x500)?, 5);
+                asks.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        }
+    });
+    while asks.load(Ordering::Relaxed) < 1000 {
+        std::thread::yield_now();
+    }
+    routes.retract(id).unwrap();
+    while gone.strong_count() > 0 {
+        std::thread::yield_now();
+    }
+    stop.store(true, Ordering::Relaxed);
+    guest.unwrap().join().unwrap();
+    running.stop().unwrap();
+}

@@ -35,7 +35,7 @@ fn gap(layout: Layout, range: u64) -> u64 {
     layout.behind(range)
 }
 
-/// As routes are added, retracted and replaced at the server: what was there is collected each time.
+/// As routes are added, retracted and replaced at the server.
 impl Changing for Ranges {
     fn turn(&self, layout: Layout, range: u64, _: u64) {
         let route = |base: u64| {
@@ -46,10 +46,10 @@ impl Changing for Ranges {
         let (behind, new) = route(gap(layout, range));
         self.map.insert(behind, new).expect("nothing is there");
         assert!(self.map.remove(behind));
-        self.grace.collect();
+        self.grace.collect_in_batches();
         let (here, new) = route(layout.first(range));
         assert!(self.map.replace(here, new));
-        self.grace.collect();
+        self.grace.collect_in_batches();
     }
 }
 

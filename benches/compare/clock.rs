@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Timing on a machine that others use, too: in slices so short that most are not disturbed. A slice in which the kernel took
-//! the CPU away from one of its threads is thrown away; waiting of one's own accord (for a lock) counts.
+//! Timing on a machine that others use, too: in slices so short that most are not disturbed. A slice in which one of its threads had to
+//! share its CPU is thrown away (see [`calm`](crate::calm)); waiting of one's own accord (for a lock) counts.
 
 use std::hint::{black_box, spin_loop};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::calm::{self, Watch};
 use crate::support::contender::{Contender, serve_checked};
 use crate::support::device::taken;
 use crate::support::walk::Walk;
 
 /// How long a slice should take.
-const SLICE: Duration = Duration::from_micros(250);
+const SLICE: Duration = Duration::from_micros(125);
 /// Undisturbed slices that make a figure.
 const WANTED: usize = 15;
 /// Slices after which those that were disturbed count as well.
-const PATIENCE: usize = 10 * WANTED;
+const PATIENCE: usize = 20 * WANTED;
 
 /// What a figure rests on.
 #[derive(Clone, Copy, Debug)]
@@ -25,16 +26,6 @@ pub(crate) struct Figure {
     pub(crate) ns: f64,
     /// Too few slices were undisturbed, so that the figure is of disturbed ones.
     pub(crate) disturbed: bool,
-}
-
-/// Times that the kernel took the CPU away from this thread.
-pub(crate) fn preemptions() -> i64 {
-    // SAFETY: a structure of integers, for which zeroes are valid.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: the call fills the structure that it is given.
-    let result = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
-    assert_eq!(result, 0, "the kernel counts context switches of threads");
-    usage.ru_nivcsw
 }
 
 /// Keeps this thread on one CPU, if the machine has it.
@@ -85,7 +76,7 @@ pub(crate) fn writes_per_slice(contender: &dyn Contender, walk: &mut Walk, warm_
     u32::try_from(writes).unwrap_or(u32::MAX).clamp(64, 1 << 20)
 }
 
-/// One slice: nanoseconds per write, and whether the kernel took the CPU away meanwhile.
+/// One slice: nanoseconds per write, and whether others had a part of the CPU meanwhile.
 pub(crate) fn checked_slice(
     contender: &dyn Contender,
     walk: &mut Walk,
@@ -93,11 +84,11 @@ pub(crate) fn checked_slice(
 ) -> (f64, bool) {
     let mut replay = walk.clone();
     let sum = taken();
-    let before = preemptions();
+    let watch = Watch::begin();
     let started = Instant::now();
     contender.serve(walk, writes);
     let elapsed = started.elapsed();
-    let disturbed = preemptions() != before;
+    let disturbed = watch.disturbed();
     // After the clock: the right devices ran.
     assert_eq!(taken().wrapping_sub(sum), replay.expected(writes));
     (each(elapsed, writes), disturbed)
@@ -107,7 +98,10 @@ pub(crate) fn checked_slice(
 pub(crate) fn one_thread(contender: &dyn Contender, mut walk: Walk, warm_up: u32) -> Figure {
     pin(0);
     let writes = writes_per_slice(contender, &mut walk, warm_up);
-    figure(|| checked_slice(contender, &mut walk, writes))
+    figure(|| {
+        calm::wait();
+        checked_slice(contender, &mut walk, writes)
+    })
 }
 
 /// Bytes that are walked over to empty a CPU's own caches: some times as many as they hold.
@@ -197,6 +191,7 @@ fn slices(
     line.writes.fetch_min(writes, Ordering::Relaxed);
     (2..PATIENCE + 2)
         .map(|turn| {
+            calm::wait();
             line.wait(turn);
             checked_slice(contender, &mut walk, line.writes.load(Ordering::Relaxed))
         })

@@ -14,7 +14,8 @@ use ioreq::server::{Builder, IoreqServer, Running, Workers};
 use ioreq::sim::{Cpu, CpuFault, Domain, DomainConfig, Machine, SimHypervisor, VcpuWait};
 use ioreq::{Gfn, GfnRange, MmioRange, PortRange, VcpuId};
 
-use crate::clock::{Figure, each, figure, median, pin, preemptions};
+use crate::calm::{self, Watch};
+use crate::clock::{Figure, each, figure, median, pin};
 
 /// Addresses of the register block.
 const MMIO: u64 = 0xe000_0000;
@@ -59,12 +60,12 @@ fn values(trips: u32) -> impl Iterator<Item = u64> {
     (0..trips).map(|trip| u64::from(trip % 1000))
 }
 
-/// Makes so many accesses: nanoseconds for each, and whether the kernel took the CPU away.
-fn make(guest: &mut dyn Guest, taken: &Taken, trips: u32) -> (f64, bool) {
-    let (sum, before, started) = (taken.sum(), preemptions(), Instant::now());
+/// Makes so many accesses: nanoseconds for each, and whether others had a part of the CPU.
+fn make(guest: &mut dyn Guest, taken: &Taken, trips: u32, watch: Watch) -> (f64, bool) {
+    let (sum, started) = (taken.sum(), Instant::now());
     values(trips).for_each(|value| guest.trip(value));
     let elapsed = started.elapsed();
-    let disturbed = preemptions() != before;
+    let disturbed = watch.disturbed();
     check(taken, sum, values(trips).sum());
     (each(elapsed, trips), disturbed)
 }
@@ -76,7 +77,7 @@ fn check(taken: &Taken, before: u64, expected: u64) {
 
 /// Accesses that take about a slice, after some for a worker to see that polling helps.
 fn trips_per_slice(guest: &mut dyn Guest, taken: &Taken, span: Duration) -> u32 {
-    let (ns, _) = make(guest, taken, 2000);
+    let (ns, _) = make(guest, taken, 2000, Watch::long());
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -90,7 +91,10 @@ fn trips_per_slice(guest: &mut dyn Guest, taken: &Taken, span: Duration) -> u32 
 pub(crate) fn one_guest(guest: &mut dyn Guest, taken: &Taken, span: Duration) -> Figure {
     pin(0);
     let trips = trips_per_slice(guest, taken, span);
-    figure(|| make(guest, taken, trips))
+    figure(|| {
+        calm::wait();
+        make(guest, taken, trips, Watch::begin())
+    })
 }
 
 /// Two on CPU 0, in turn, slice by slice: what a sleeping CPU takes to wake up changes from one moment to the next.
@@ -104,15 +108,15 @@ pub(crate) fn two_guests(
     trips_per_slice(second.0, second.1, span);
     let mut others = Vec::new();
     let figure = figure(|| {
-        let (ns, disturbed) = make(first.0, first.1, trips);
-        let (other, disturbed_too) = make(second.0, second.1, trips);
+        let (ns, disturbed) = make(first.0, first.1, trips, Watch::long());
+        let (other, disturbed_too) = make(second.0, second.1, trips, Watch::long());
         if !disturbed && !disturbed_too {
             others.push(other);
         }
         (ns, disturbed || disturbed_too)
     });
     if others.is_empty() {
-        others.push(make(second.0, second.1, trips).0);
+        others.push(make(second.0, second.1, trips, Watch::long()).0);
     }
     let ns = median(others);
     [figure, Figure { ns, ..figure }]

@@ -4,6 +4,7 @@
 //! standard output: every round's figure of every contender, interleaved.
 
 mod calls;
+mod calm;
 mod changes;
 mod clock;
 #[path = "../../ioreq-core/tests/counting/mod.rs"]

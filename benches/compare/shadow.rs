@@ -14,7 +14,8 @@ use ioreq::sim::{Domain, DomainConfig, HostileSlots, Machine, SimHypervisor};
 use ioreq::{Gfn, GfnRange, GuestMap, GuestRam, VcpuId, Width, abi};
 use vm_memory::GuestAddress;
 
-use crate::clock::{Figure, each, figure, pin, preemptions};
+use crate::calm::{self, Watch};
+use crate::clock::{Figure, each, figure, pin};
 use crate::row::Row;
 
 /// How far host addresses are from guest addresses.
@@ -125,7 +126,8 @@ fn entries(rig: &Rig, root: RootId, rounds: u32) -> ioreq::Result<[Row; 2]> {
                 let writes: Vec<(u64, u64, u64)> = (0..WRITES)
                     .map(|_| (random.u64(..WRITTEN), random.u64(..512), random.u64(..)))
                     .collect();
-                let (before, started) = (preemptions(), Instant::now());
+                calm::wait();
+                let (watch, started) = (Watch::begin(), Instant::now());
                 for (table, index, value) in &writes {
                     let page = tables.map_or(PLAIN, |first| first + table);
                     let addr = (page << 12) + index * 8;
@@ -133,7 +135,7 @@ fn entries(rig: &Rig, root: RootId, rounds: u32) -> ioreq::Result<[Row; 2]> {
                     served.expect("a server that lives");
                 }
                 let elapsed = started.elapsed();
-                let disturbed = preemptions() != before;
+                let disturbed = watch.disturbed();
                 // Last writes first: what was written before is written over.
                 let mut seen = std::collections::HashSet::new();
                 for (table, index, value) in writes.iter().rev() {

@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use vm_device::DeviceMmio;
 
-use crate::clock::{Figure, each, figure, median, pin, preemptions};
+use crate::calm::{self, Watch};
+use crate::clock::{Figure, each, figure, median, pin};
 use crate::row::Row;
 use crate::support::device::Device;
 use crate::support::layout::Layout;
@@ -128,10 +129,12 @@ fn churn(rounds: u32) -> Vec<Row> {
         for ((_, contender), figures) in contenders.iter().zip(&mut figures) {
             (0..50_000).for_each(|_| contender.again(random.u64(..MANY)));
             figures.push(figure(|| {
-                let (before, count) = (preemptions(), 400);
-                let started = Instant::now();
+                let count = 400;
+                calm::wait();
+                let (watch, started) = (Watch::begin(), Instant::now());
                 (0..count).for_each(|_| contender.again(random.u64(..MANY)));
-                (each(started.elapsed(), count), preemptions() != before)
+                let elapsed = started.elapsed();
+                (each(elapsed, count), watch.disturbed())
             }));
         }
     }

@@ -7,10 +7,9 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
 
+use crate::calm::{self, preemptions};
 use crate::changes::{CHANGES, Changing, ChangingPages};
-use crate::clock::{
-    Figure, checked_slice, figure, median, one_thread, pin, preemptions, writes_per_slice,
-};
+use crate::clock::{Figure, checked_slice, figure, median, one_thread, pin, writes_per_slice};
 use crate::row::Row;
 use crate::support::contender::check;
 use crate::support::layout::Layout;
@@ -81,6 +80,7 @@ fn beside_updater(
                 let turns = told.turns.load(Ordering::Relaxed);
                 (turns, told.preempted.load(Ordering::Relaxed))
             };
+            calm::wait();
             let (turns, preempted) = look();
             let looked = Instant::now();
             let (ns, disturbed) = checked_slice(contender, &mut walk, writes);

@@ -354,6 +354,39 @@ fn what_was_found_last_goes_with_its_route() {
     assert_eq!(map.find(0x2000, 4, &sleeper.enter()), None);
 }
 
+/// A shorter route comes to the place, in the space and in memory, of the one that a reader found last; and the map itself moves.
+#[test]
+fn what_was_found_last_has_the_bounds_of_what_is_there_now() {
+    let grace = Grace::new();
+    let mut map = RangeMap::new(grace.clone());
+    let mut reader = grace.reader();
+    // In a table; by itself; far up, where there is but one link.
+    for (base, neighbour) in [(0x1000, true), (0x4000_0000, false), (1 << 50, false)] {
+        let (long, short) = (
+            MmioRange::sized(base, 0x1000).unwrap(),
+            MmioRange::sized(base, 0x100).unwrap(),
+        );
+        if neighbour {
+            map.insert(MmioRange::sized(base + 0x1000, 1).unwrap(), 0)
+                .unwrap();
+        }
+        for _ in 0..8 {
+            map.insert(long, 1).unwrap();
+            assert_eq!(map.find(base + 0xffc, 4, &reader.enter()), Some(&1));
+            map = *std::hint::black_box(Box::new(map));
+            assert_eq!(map.find(base + 0xffc, 4, &reader.enter()), Some(&1));
+            assert!(map.remove(long));
+            grace.collect();
+            map.insert(short, 2).unwrap();
+            let guard = reader.enter();
+            assert_eq!(map.find(base + 0xffc, 4, &guard), None);
+            assert_eq!(map.find(base + 0xfe, 4, &guard), None, "not wholly inside");
+            assert_eq!(map.find(base + 0xfc, 4, &guard), Some(&2));
+            assert!(map.remove(short));
+        }
+    }
+}
+
 /// Readers look while one thread adds, replaces and removes neighbours in shared pages: what they find is alive, and of the
 /// range that was asked for.
 #[test]

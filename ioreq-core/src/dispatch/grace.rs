@@ -9,12 +9,13 @@
 //!
 //! * Unlink, fence, then count up: whoever reads the new number sees the unlinking (Release/Acquire on the number). What is
 //!   retired is counted in batches, when somebody collects: counting each would take the number's cache line from readers.
-//!   What a reader may remember is counted at once, with all that waits: the same number tells him that it is gone (see `last_hit`).
+//!   What a reader remembers of earlier look-ups it forgets when it sees another number (see `last_hit`).
 //! * A reader that goes on line stores its word, then a fence, then looks. A collector fences, then reads the words. Of two
 //!   SeqCst fences one is first: either the collector sees the word and waits for the reader, or the reader sees the
 //!   unlinking and never had the thing.
 //!
-//! Going on line costs that fence, quiescing a load and a store on the reader's own line. No reader ever waits.
+//! Going on line costs that fence, quiescing a load; a store only if the number has changed, so that the reader's line stays with it
+//! and with collectors. No reader ever waits.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -30,6 +31,8 @@ use crate::error::{Error, ErrorKind, Op, Result};
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::sync::{Mutex, MutexGuard, pause};
 
+/// Things that are retired before readers who are on line are bothered: each batch takes the number's cache line from them.
+const BATCH: usize = 32;
 /// A reader's word when it is off line.
 const OFF_LINE: u64 = 0;
 type Garbage = Box<dyn FnOnce() + Send>;
@@ -151,14 +154,6 @@ impl Grace {
         lock(&self.garbage).open.push(free);
     }
 
-    /// The same for what readers may remember: when this returns, the number is another than the one with which they found it.
-    pub(super) fn retire_remembered(&self, free: impl FnOnce() + Send + 'static) {
-        let free: Garbage = Box::new(free);
-        let mut garbage = lock(&self.garbage);
-        garbage.open.push(free);
-        self.close(&mut garbage);
-    }
-
     /// Frees what can be freed now: all that was retired, if no reader is on line; otherwise what was retired before an
     /// earlier call since which all of them have quiesced. Never waits. Call it without a lock that what is freed may want.
     pub fn collect(&self) {
@@ -183,6 +178,40 @@ impl Grace {
                 }
             }
         }
+    }
+
+    /// The same for whoever changes something often, while readers who are on line look things up: they are bothered only once for
+    /// every 32 things that were retired. If nobody is on line, all is freed. Somebody should [`collect`](Self::collect) now and then;
+    /// a server's control thread does, ten times a second.
+    ///
+    /// ```
+    /// # use ioreq_core::dispatch::Grace;
+    /// let grace = Grace::new();
+    /// let mut reader = grace.reader();
+    /// let guard = reader.enter();
+    /// grace.retire(|| println!("freed"));
+    /// grace.collect_in_batches();
+    /// assert_eq!(grace.backlog(), 1, "not worth it yet");
+    /// drop(guard);
+    /// grace.collect_in_batches();
+    /// assert_eq!(grace.backlog(), 0);
+    /// ```
+    pub fn collect_in_batches(&self) {
+        let (enough, any) = {
+            let garbage = lock(&self.garbage);
+            let any = !garbage.open.is_empty() || !garbage.closed.is_empty();
+            (garbage.open.len() >= BATCH, any)
+        };
+        if enough || any && self.nobody_is_on_line() {
+            self.collect();
+        }
+    }
+
+    /// A hint: what is freed is up to [`collect`](Self::collect).
+    fn nobody_is_on_line(&self) -> bool {
+        // Relaxed: a hint.
+        let off_line = |word: &Word| word.load(Ordering::Relaxed) == OFF_LINE;
+        lock(&self.readers).iter().all(off_line)
     }
 
     /// Closes the batch of what was retired since the last time, if there is any; false if nothing waits.
@@ -327,6 +356,10 @@ impl Reader {
         self.word.store(now, Ordering::Relaxed);
         // SeqCst: pairs with the collector's fence (see the module).
         fence(Ordering::SeqCst);
+        // Acquire: as above. After the fence: a collector that does not see the word has counted up, and what he frees is forgotten.
+        if self.grace.now.load(Ordering::Acquire) != self.last.number() {
+            self.last.renew(now);
+        }
         ReadGuard {
             grace: &self.grace,
             word: &self.word,
@@ -382,6 +415,15 @@ impl ReadGuard<'_> {
     pub fn quiesce(&mut self) {
         // Acquire: as in `enter`.
         let now = self.grace.now.load(Ordering::Acquire);
+        // With the number that is in the word already there is nothing to tell.
+        if now != self.last.number() {
+            self.tell(now);
+        }
+    }
+
+    #[cold]
+    fn tell(&self, now: u64) {
+        self.last.renew(now);
         // Release: pairs with the collector's Acquire load: our use is over before it frees.
         self.word.store(now, Ordering::Release);
     }
@@ -393,13 +435,6 @@ impl ReadGuard<'_> {
             std::ptr::eq(self.grace, Arc::as_ptr(grace)),
             "a read guard of another registry"
         );
-    }
-
-    /// The registry's number now.
-    #[inline]
-    pub(super) fn now(&self) -> u64 {
-        // Acquire: pairs with `advance`: what was unlinked before that number is not found by links any more.
-        self.grace.now.load(Ordering::Acquire)
     }
 
     /// What its reader found last.
@@ -539,6 +574,38 @@ mod tests {
         }
         grace.collect();
         assert_eq!((freed.load(Ordering::Relaxed), grace.backlog()), (2, 0));
+    }
+
+    #[test]
+    fn readers_on_line_are_bothered_once_a_batch() {
+        let (grace, freed) = (Grace::new(), Arc::new(AtomicUsize::new(0)));
+        let change = || {
+            let freed = Arc::clone(&freed);
+            grace.retire(move || {
+                freed.fetch_add(1, Ordering::Relaxed);
+            });
+            grace.collect_in_batches();
+        };
+        let now = || grace.now.load(Ordering::Relaxed);
+        let (mut reader, before) = (grace.reader(), now());
+        let mut guard = reader.enter();
+        (1..BATCH).for_each(|_| change());
+        assert_eq!(now(), before, "not worth it yet");
+        change();
+        assert_eq!((now(), freed.load(Ordering::Relaxed)), (before + 1, 0));
+        guard.quiesce();
+        (0..BATCH).for_each(|_| change());
+        assert_eq!(now(), before + 2);
+        assert_eq!(freed.load(Ordering::Relaxed), BATCH, "the first batch");
+        // Off line: what was counted for is freed, too.
+        drop(guard);
+        grace.collect_in_batches();
+        assert_eq!(
+            (freed.load(Ordering::Relaxed), grace.backlog()),
+            (2 * BATCH, 0)
+        );
+        change();
+        assert_eq!(grace.backlog(), 0, "nobody to wait for");
     }
 
     #[test]

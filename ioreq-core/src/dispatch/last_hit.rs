@@ -1,93 +1,123 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! UNSAFETY: follows a remembered pointer; the number of the registry of readers says that it still leads somewhere.
+//! UNSAFETY: follows a remembered link and a remembered pointer; the registry of readers keeps both until its number changes.
 //!
-//! What a reader found last, for the next access to the same device. It is remembered with the map, and with the registry's number as it
-//! was before the look-up; and followed only in that map, and while the number is the same. That suffices:
+//! What a reader found last, for the next access to the same device: an entry, and the link that led to it. It is found again while that
+//! link still leads to that entry. That is what a look-up asks at the end of its way, so an entry is found while it is linked, and
+//! by nobody after its removal has returned.
 //!
-//! * Let *n* be the number with which an entry was found, and *s* the one that its unlinking was counted as: after its last link
-//!   was overwritten, and before whoever unlinked it went on. If *n* were *s* or more, the look-up would have seen the
-//!   unlinking (Release/Acquire on the number) and not have found it. So *n < s*: a reader that sees *n* again comes before the
-//!   unlinking, as if it had looked the entry up just then, and after a removal has returned nobody sees *n*.
-//! * The entry is freed when every reader's word is *s* or more, or off line. This one's is at most *n*: it copies the number into
-//!   its word, and numbers never fall. If it was off line when the collector looked, it sees *s* (the fences of going on line
-//!   and of collecting). So what it follows stays until it quiesces, by the rule that keeps what links lead to.
-//! * A map is told by where its root is, which no two maps share that are there at the same time. One that came to the place of
-//!   another is not taken for it: the other's last act was to unlink its entries, and that was counted.
-//! * A reader remembers what it found in maps of its own registry only. So what is remembered with a map tells that the
-//!   registry is the right one, and need not be checked again.
+//! * A link is part of the map's root or of one of its tables. Maps are told by numbers that are never given out again, so the root is there.
+//!   Tables and entries are freed when every reader's word is at least *s*, the number that was counted up to after they were unlinked, or
+//!   off line. A reader that sees *s*, when it quiesces or goes on line, forgets what it found before. Going on line it looks at the
+//!   number after its fence: a collector that did not wait for it has counted up before *his* fence, and that came first.
+//! * So while an entry is remembered, no other one comes to its place in memory: if the link leads there, it is the one that was found, and
+//!   has the range that was remembered.
 //!
-//! Whatever else is counted meanwhile (other maps' entries, batches of pages) makes readers forget, too: they look up once more.
-//!
-//! The range is remembered as well, and compared first: where the next access is to another device, nothing waits for the number, whose
-//! cache line every change takes away.
+//! A change takes no line from readers but those of what is changed. The range is compared first: where the next access is to another
+//! device, the link is not looked at.
 
 use std::cell::Cell;
 use std::fmt;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::range::MmioRange;
+use super::link::{Entry, Link};
 
-/// No map's identity.
-const NONE: usize = 0;
+/// Tells a map from all others that are or were there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MapId(u64);
 
-/// What a reader found last: whose it is, when it was found, and in which map.
+impl MapId {
+    /// Of no map.
+    const NONE: Self = MapId(0);
+
+    pub(super) fn new() -> Self {
+        // Not loom's: it lives as long as the process, and orders nothing.
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        MapId(LAST.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+}
+
+/// What a reader found last: in which map, and by which link.
 pub(super) struct LastHit {
-    map: Cell<usize>,
+    /// The registry's number, as the reader has it in its word while it is on line.
+    number: Cell<u64>,
+    map: Cell<MapId>,
     first: Cell<u64>,
     /// From its first address to the last that is remembered: its own last, but in the range that is all of the space.
     span: Cell<u64>,
-    now: Cell<u64>,
+    /// A `Link<R>` of the map.
+    link: Cell<NonNull<()>>,
+    /// The `Entry<R>` that it led to.
     entry: Cell<NonNull<()>>,
 }
 
-// SAFETY: numbers and an address; the address is followed only as `get` says, on whatever thread.
+// SAFETY: numbers and addresses; they are followed only as `get` says, on whatever thread.
 unsafe impl Send for LastHit {}
 
 impl LastHit {
     pub(super) fn new() -> Self {
         LastHit {
-            map: Cell::new(NONE),
+            number: Cell::new(0),
+            map: Cell::new(MapId::NONE),
             first: Cell::new(0),
             span: Cell::new(0),
-            now: Cell::new(0),
+            link: Cell::new(NonNull::dangling()),
             entry: Cell::new(NonNull::dangling()),
         }
     }
 
-    /// Remembers what was found by links of `map` after the registry's number was read.
+    /// The number with which it was renewed last.
     #[inline]
-    pub(super) fn set<E>(&self, now: u64, map: usize, range: MmioRange, entry: &E) {
+    pub(super) fn number(&self) -> u64 {
+        self.number.get()
+    }
+
+    /// Forgets what was found, and is at this number from now on.
+    #[inline]
+    pub(super) fn renew(&self, number: u64) {
+        self.number.set(number);
+        self.map.set(MapId::NONE);
+    }
+
+    /// Remembers the entry that `link` of `map` led to.
+    #[inline]
+    pub(super) fn set<R>(&self, map: MapId, link: &Link<R>, entry: &Entry<R>) {
+        let range = entry.range;
         self.map.set(map);
         self.first.set(range.first());
         self.span
             .set((range.last() - range.first()).min(u64::MAX - 1));
-        self.now.set(now);
+        self.link.set(NonNull::from(link).cast());
         self.entry.set(NonNull::from(entry).cast());
     }
 
-    /// What was remembered of this map for all `len` addresses from `addr` on, if it was at this number.
+    /// What was remembered of this map, if it is still there and covers all `len` addresses from `addr` on.
     ///
     /// # Safety
-    /// The caller is a reader on line, has read the number from its registry since it last quiesced, and does not quiesce in `'a`.
-    /// Whatever is remembered of a map of this identity is an `E` that was found by a reader of the registry that the map retires to,
-    /// and is retired as remembered (`Grace::retire_remembered`) after no link leads to it, and before the map ends.
+    /// The caller is a reader on line with the registry that the map, which has `R`s, retires to, and does not quiesce in `'a`.
     #[inline]
-    pub(super) unsafe fn get<'a, E>(
+    pub(super) unsafe fn get<'a, R: Send + Sync + 'static>(
         &self,
-        now: u64,
-        map: usize,
+        map: MapId,
         addr: u64,
         len: u64,
-    ) -> Option<&'a E> {
+    ) -> Option<&'a Entry<R>> {
         // One comparison for both ends: of two, each could go either way with every access.
         let (offset, span) = (addr.wrapping_sub(self.first.get()), self.span.get());
         // A length of 0 is larger than every span.
         let inside = offset <= span && len.wrapping_sub(1) <= span - offset;
-        let same = inside && self.map.get() == map && self.now.get() == now;
-        // SAFETY: the same number, so its unlinking has not been counted: it came from a reference to an `E` of this very map, and what is
-        // counted later is kept until the caller quiesces (see the module).
-        same.then(|| unsafe { self.entry.get().cast::<E>().as_ref() })
+        if !inside || self.map.get() != map {
+            return None;
+        }
+        let entry = self.entry.get().cast::<Entry<R>>();
+        // SAFETY: a link of this very map. If it is in a table, that is there: the number has been the same since (see the module).
+        let link: &Link<R> = unsafe { self.link.get().cast().as_ref() };
+        if !link.leads_to(entry.as_ptr()) {
+            return None;
+        }
+        // SAFETY: it has not been freed, since the number has been the same; and as it is linked now, it stays until the caller quiesces.
+        Some(unsafe { entry.as_ref() })
     }
 }
 

@@ -90,6 +90,17 @@ impl<R: Send + Sync + 'static> Link<R> {
         }
     }
 
+    /// Whether it leads straight to this entry.
+    #[inline]
+    pub(super) fn leads_to(&self, entry: *const Entry<R>) -> bool {
+        // Acquire: as in `follow`.
+        let tagged = self.0.load(Ordering::Acquire);
+        #[cfg(loom)]
+        assert_ne!(tagged.addr(), FREED, "a link in a table that was freed");
+        // The tag of an entry is no bit at all.
+        std::ptr::addr_eq(tagged, entry)
+    }
+
     /// Leads elsewhere; the list or table it led to goes to `unlinked`.
     pub(super) fn lead(&self, to: Lead<R>, unlinked: &mut Unlinked<R>) {
         let (pointer, tag) = match to {
@@ -151,11 +162,37 @@ impl<R: Send + Sync + 'static> Unlinked<R> {
     /// Frees it all when no reader looks at it any more. After the last link that led to any of it.
     pub(super) fn retire(self, grace: &Grace) {
         let tables = self.lists.len() + self.pages.len() + self.cells.len();
-        if self.entry.is_some() {
-            // Readers remember entries.
-            grace.retire_remembered(move || drop(self));
-        } else if tables > 0 {
-            grace.retire(move || drop(self));
+        if self.entry.is_some() || tables > 0 {
+            grace.retire(move || self.free());
+        }
+    }
+}
+
+#[cfg(not(loom))]
+impl<R> Unlinked<R> {
+    fn free(self) {
+        drop(self);
+    }
+}
+
+/// What links in tables lead to that are freed in a model, so that a reader who follows one is caught.
+#[cfg(loom)]
+const FREED: usize = !TAG;
+
+#[cfg(loom)]
+impl<R> Unlinked<R> {
+    fn free(self) {
+        let pages = self
+            .pages
+            .into_iter()
+            .flat_map(|table| Box::leak(table).0.iter());
+        let cells = self
+            .cells
+            .into_iter()
+            .flat_map(|table| Box::leak(table).0.iter());
+        for link in pages.chain(cells) {
+            link.0
+                .store(std::ptr::without_provenance_mut(FREED), Ordering::Relaxed);
         }
     }
 }

@@ -117,6 +117,34 @@ fn loom_what_was_found_last_is_not_found_after_it_was_freed() {
     });
 }
 
+/// The link that a reader remembers is in a table, which is freed while the reader quiesces, or is off line, or comes back.
+#[test]
+fn loom_a_link_that_is_remembered_is_not_followed_after_its_table_was_freed() {
+    model(3, || {
+        let grace = Grace::new();
+        let map = std::sync::Arc::new(RangeMap::new(grace.clone()));
+        for first in [0, 2] {
+            map.insert(addrs(first, first + 1), Tracked::new().0)
+                .unwrap();
+        }
+        let mut reader = grace.reader();
+        // Remembered.
+        assert!(map.find(0, 1, &reader.enter()).is_some());
+        let looks = thread::spawn({
+            let map = map.clone();
+            move || {
+                let mut guard = reader.enter();
+                map.find(0, 1, &guard).map(Tracked::call);
+                guard.quiesce();
+                map.find(0, 1, &guard).map(Tracked::call);
+            }
+        });
+        assert!(map.remove(addrs(0, 1)) && map.remove(addrs(2, 3)));
+        grace.collect();
+        looks.join().unwrap();
+    });
+}
+
 /// Who was told that a route is gone does not find it, whatever it remembers, collected or not; nor do finds in another map of the
 /// registry bring it back.
 #[test]

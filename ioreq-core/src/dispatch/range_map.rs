@@ -17,11 +17,12 @@ use std::sync::{Arc, PoisonError};
 use crossbeam::utils::CachePadded;
 
 use super::grace::{Grace, ReadGuard};
+use super::last_hit::MapId;
 use super::link::{
     CELLS_SHIFT, Cells, Entry, Lead, Link, List, PAGES_SHIFT, Pages, Target, Unlinked,
 };
 use super::ranged::{Conflict, Ranged};
-use super::zeroed::table;
+use super::zeroed::shared;
 use crate::range::MmioRange;
 use crate::sync::{Mutex, MutexGuard};
 
@@ -33,8 +34,11 @@ const LINE_SHIFT: u32 = PAGE_SHIFT - CELLS_SHIFT;
 const REGION_SHIFT: u32 = PAGE_SHIFT + PAGES_SHIFT;
 // Tables of two sizes cover it all, down to single addresses.
 const _: () = assert!(LINE_SHIFT == 0 || LINE_SHIFT == CELLS_SHIFT);
-/// Links of the root.
+/// Regions that the root knows.
 const REGIONS: u64 = if cfg!(loom) { 2 } else { 1 << 19 };
+/// Links of the root.
+const ROOT: usize = if cfg!(loom) { 3 } else { (1 << 19) + 1 };
+const _: () = assert!(ROOT as u64 == REGIONS + 1);
 /// The last address that the root knows.
 const NEAR_LAST: u64 = (REGIONS << REGION_SHIFT) - 1;
 
@@ -55,13 +59,14 @@ type Entries<R> = BTreeMap<u64, Arc<Entry<R>>>;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct RangeMap<R: Send + Sync + 'static> {
-    root: Box<[Link<R>]>,
-    /// Everything above [`NEAR_LAST`].
-    far: Link<R>,
+    /// The links of the regions, then the one of everything above [`NEAR_LAST`]. Not in a box, which would have to be the only one that points
+    /// there when the map is moved: readers remember links.
+    root: Arc<[Link<R>; ROOT]>,
     /// Owns the entries that links lead to; when no link does any more, the garbage of `grace` owns them.
     /// On a line of its own: whoever changes the map does not take away the line that readers look at.
     entries: CachePadded<Mutex<Entries<R>>>,
     grace: Arc<Grace>,
+    id: MapId,
 }
 
 impl<R: Send + Sync + 'static> RangeMap<R> {
@@ -69,10 +74,10 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
     #[must_use]
     pub fn new(grace: Arc<Grace>) -> Self {
         RangeMap {
-            root: table(usize::try_from(REGIONS).unwrap_or(usize::MAX)),
-            far: super::zeroed::Zero::zero(),
+            root: shared(),
             entries: CachePadded::new(Mutex::new(Entries::new())),
             grace,
+            id: MapId::new(),
         }
     }
 
@@ -83,72 +88,48 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
     #[inline(always)]
     #[must_use]
     pub fn find<'g>(&self, addr: u64, len: u64, guard: &'g ReadGuard<'_>) -> Option<&'g R> {
-        let now = guard.now();
-        // SAFETY: `guard` cannot quiesce in `'g`, and the number is of its registry. Only entries are remembered with this map's identity,
-        // below, and only by readers of the registry that they are retired to (checked there).
-        if let Some(last) = unsafe {
-            guard
-                .last()
-                .get::<Entry<R>>(now, self.identity(), addr, len)
-        } {
+        // SAFETY: `guard` cannot quiesce in `'g`, and is of this map's registry if its reader remembers anything of this map (checked below).
+        if let Some(last) = unsafe { guard.last().get(self.id, addr, len) } {
             return Some(&last.route);
         }
-        self.look_up(addr, len, now, guard)
-    }
-
-    /// What tells this map from others that are there: where its root is.
-    #[inline]
-    fn identity(&self) -> usize {
-        self.root.as_ptr().addr()
+        self.look_up(addr, len, guard)
     }
 
     /// The same, by the links.
     #[inline]
-    fn look_up<'g>(
-        &self,
-        addr: u64,
-        len: u64,
-        now: u64,
-        guard: &'g ReadGuard<'_>,
-    ) -> Option<&'g R> {
+    fn look_up<'g>(&self, addr: u64, len: u64, guard: &'g ReadGuard<'_>) -> Option<&'g R> {
         guard.check(&self.grace);
+        let mut link = self.region(addr >> REGION_SHIFT);
         // SAFETY: `guard` is of the registry that what links lead to is retired to (checked), and cannot quiesce in `'g`.
-        let target: Target<'g, R> = unsafe { self.region(addr >> REGION_SHIFT).follow() };
-        // A region of one range, or of none, comes first: that is a device by itself.
-        let entry: &'g Entry<R> = match target {
-            Target::One(entry) => entry?,
-            // SAFETY: as above.
-            several => unsafe { Self::among(several, addr) }?,
-        };
-        if !entry.range.covers(addr, len) {
-            return None;
-        }
-        guard.last().set(now, self.identity(), entry.range, entry);
-        Some(&entry.route)
-    }
-
-    /// The only range that can hold `addr`, of those that a link leads to.
-    ///
-    /// # Safety
-    /// As for [`Link::follow`], of that link.
-    #[inline]
-    unsafe fn among<'g>(mut target: Target<'g, R>, addr: u64) -> Option<&'g Entry<R>> {
+        let mut target: Target<'g, R> = unsafe { link.follow() };
         if let Target::Pages(pages) = target {
-            // SAFETY: the caller's promise holds for what the link leads to as well.
-            target = unsafe { pages.link(addr >> PAGE_SHIFT).follow() };
+            link = pages.link(addr >> PAGE_SHIFT);
+            // SAFETY: as above.
+            target = unsafe { link.follow() };
         }
         if let Target::Cells(lines) = target {
+            link = lines.link(addr >> LINE_SHIFT);
             // SAFETY: as above.
-            target = unsafe { lines.link(addr >> LINE_SHIFT).follow() };
+            target = unsafe { link.follow() };
             if let Target::Cells(addrs) = target {
+                link = addrs.link(addr);
                 // SAFETY: as above.
-                target = unsafe { addrs.link(addr).follow() };
+                target = unsafe { link.follow() };
             }
         }
         match target {
-            Target::One(entry) => entry,
-            // SAFETY: as above.
-            Target::List(list) => unsafe { list.below(addr) },
+            Target::One(entry) => {
+                let entry = entry.filter(|entry| entry.range.covers(addr, len))?;
+                guard.last().set(self.id, link, entry);
+                Some(&entry.route)
+            }
+            Target::List(list) => {
+                // SAFETY: as above.
+                let entry = unsafe { list.below(addr) };
+                // Far up in the space, where no link leads straight to it: not remembered.
+                let entry = entry.filter(|entry| entry.range.covers(addr, len))?;
+                Some(&entry.route)
+            }
             Target::Pages(_) | Target::Cells(_) => None,
         }
     }
@@ -156,10 +137,9 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
     /// The link of the region with this number; of all that lies above, the same.
     #[inline]
     fn region(&self, number: u64) -> &Link<R> {
-        let index = usize::try_from(number).ok();
-        index
-            .and_then(|index| self.root.get(index))
-            .unwrap_or(&self.far)
+        #[allow(clippy::cast_possible_truncation, reason = "below the root's length")]
+        let at = number.min(REGIONS) as usize;
+        &self.root[at]
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries<R>> {
@@ -239,7 +219,7 @@ impl<R: Send + Sync + 'static> RangeMap<R> {
                 Found::One(entry) => Lead::One(entry),
                 Found::Several => Lead::List(List::new(change.touching(far))),
             };
-            self.far.lead(lead, &mut unlinked);
+            self.region(REGIONS).lead(lead, &mut unlinked);
         }
         // Entries, lists and tables go together, after the last link that led to one of them.
         unlinked.retire(&self.grace);

@@ -2,6 +2,8 @@
 
 //! UNSAFETY: makes tables of atomics from zeroed memory, which the system maps only where it is touched.
 
+use std::sync::Arc;
+
 use crate::sync::atomic::{AtomicPtr, AtomicU8, AtomicU16};
 
 /// A type whose zeroed memory is a valid value.
@@ -70,4 +72,18 @@ pub(super) fn boxed<T: Zero>() -> Box<T> {
 #[cfg(loom)]
 pub(super) fn boxed<T: Zero>() -> Box<T> {
     Box::new(T::zero())
+}
+
+/// One zeroed value, which may be pointed to from elsewhere when its owner is moved.
+#[cfg(not(loom))]
+pub(super) fn shared<T: Zero>() -> Arc<T> {
+    let value = Arc::<T>::new_zeroed();
+    // SAFETY: as in `table`.
+    unsafe { value.assume_init() }
+}
+
+/// One zeroed value.
+#[cfg(loom)]
+pub(super) fn shared<T: Zero>() -> Arc<T> {
+    Arc::new(T::zero())
 }

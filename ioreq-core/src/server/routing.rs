@@ -43,7 +43,7 @@ impl<H: Hypervisor> Core<H> {
             self.routes.replace(&mut known, id, handler)
         });
         drop(known);
-        self.grace.collect();
+        self.grace.collect_in_batches();
         result.map_err(|err| err.domain(self.hv.domid()).server(self.id))
     }
 
@@ -56,7 +56,7 @@ impl<H: Hypervisor> Core<H> {
         let unmapped = self.hv.unmap_range(self.id, range);
         self.routes.retract(&mut known, id)?;
         drop(known);
-        self.grace.collect();
+        self.grace.collect_in_batches();
         unmapped
     }
 
