@@ -15,7 +15,7 @@ const ALLOWED: u64 = 20;
 /// How long a slice waits for a calm moment.
 const WAIT: Duration = Duration::from_millis(10);
 /// How long all slices of the process wait together.
-const ALL_WAIT: u64 = 60_000_000_000;
+const ALL_WAIT: u64 = 30_000_000_000;
 
 /// The quickest so far, in nanoseconds.
 static QUICKEST: AtomicU64 = AtomicU64::new(u64::MAX);

@@ -17,7 +17,7 @@ const SLICE: Duration = Duration::from_micros(125);
 /// Undisturbed slices that make a figure.
 const WANTED: usize = 15;
 /// Slices after which those that were disturbed count as well.
-const PATIENCE: usize = 20 * WANTED;
+const PATIENCE: usize = 10 * WANTED;
 
 /// What a figure rests on.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +54,12 @@ pub(crate) fn figure(mut slice: impl FnMut() -> (f64, bool)) -> Figure {
             good.push(ns);
         }
     }
-    let disturbed = good.len() < WANTED / 3;
+    of_slices(good, all, WANTED)
+}
+
+/// Of undisturbed slices, or of all if too few of those that were wanted are.
+fn of_slices(good: Vec<f64>, all: Vec<f64>, wanted: usize) -> Figure {
+    let disturbed = good.len() < wanted / 3;
     Figure {
         ns: median(if disturbed { all } else { good }),
         disturbed,
@@ -116,21 +121,20 @@ pub(crate) fn cold_thread(contender: &dyn Contender, mut walk: Walk, warm_up: u3
     pin(0);
     serve_checked(contender, &mut walk, warm_up);
     let mut others = vec![1_u8; OTHERS];
-    let mut good = Vec::new();
+    let (mut good, mut all) = (Vec::new(), Vec::new());
     for _ in 0..COLD_SLICES {
+        calm::wait();
         for line in others.chunks_mut(64) {
             line[0] = line[0].wrapping_add(1);
         }
         black_box(&mut others);
         let (ns, disturbed) = checked_slice(contender, &mut walk, COLD_WRITES);
+        all.push(ns);
         if !disturbed {
             good.push(ns);
         }
     }
-    Figure {
-        disturbed: good.len() < COLD_SLICES / 3,
-        ns: median(good),
-    }
+    of_slices(good, all, COLD_SLICES)
 }
 
 /// Everybody waits here, spinning, until all have come.

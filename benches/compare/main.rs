@@ -53,7 +53,7 @@ fn warm_up(count: u64, pattern: Pattern) -> u32 {
     let writes = match pattern {
         Pattern::Hot => 0,
         Pattern::Sequential => count,
-        Pattern::Random | Pattern::Chained => (count * 4).min(1_000_000),
+        Pattern::Random | Pattern::Chained => (count * 4).min(400_000),
     };
     u32::try_from(writes).unwrap_or(u32::MAX).max(5000)
 }
