@@ -17,6 +17,7 @@ use crate::fate::{CpuFault, CrashReason, StopReason};
 use crate::gate::Pass;
 use crate::interrupts::Injected;
 use crate::schedule::{self, Turn};
+use crate::servers::Entry;
 
 /// Turns after which even a spinning vCPU sleeps: some tens of milliseconds.
 const SPIN_LIMIT: u32 = 1 << 20;
@@ -125,8 +126,11 @@ impl Cpu {
         self.wait_notified()?;
         self.enter(Pass::Run)?;
         while !self.emu.pending.is_empty() {
-            self.wait_for_io()?;
-            self.emu.pending.remove(0);
+            let entry = self.emu.pending.remove(0);
+            if let Err(stopped) = self.wait_for_io(&entry) {
+                self.emu.pending.insert(0, entry);
+                return Err(stopped);
+            }
         }
         self.vcpu.set_waiting_on(None);
         let latch = &mut self.emu.latch;
@@ -144,11 +148,8 @@ impl Cpu {
         Ok(())
     }
 
-    /// `wait_for_io`, for the first of the pending servers.
-    fn wait_for_io(&mut self) -> Result<(), StopReason> {
-        let Some(entry) = self.emu.pending.first().cloned() else {
-            return Ok(());
-        };
+    /// `wait_for_io`, for one of the servers that hold a request.
+    fn wait_for_io(&mut self, entry: &Entry) -> Result<(), StopReason> {
         let server = &entry.server;
         let (Some(page), vcpu) = (server.page.get(), self.vcpu.id) else {
             return Ok(());

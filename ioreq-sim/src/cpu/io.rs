@@ -130,7 +130,7 @@ impl Cpu {
         let Some(entry) = target else {
             return Ok(self.nobody(&access, &req, operand));
         };
-        self.send(&entry, &req)?;
+        self.send(entry, &req)?;
         self.emu.latch.state = LatchState::Sent;
         // `ioreq_needs_completion`, of the request as the emulator knows it.
         let done =
@@ -259,7 +259,7 @@ impl Cpu {
     }
 
     /// `ioreq_send`, synchronous: fills the slot, makes it READY, sends the event.
-    pub(super) fn send(&mut self, entry: &Arc<Entry>, req: &Ioreq) -> Result<(), Emul> {
+    pub(super) fn send(&mut self, entry: Arc<Entry>, req: &Ioreq) -> Result<(), Emul> {
         let server = &entry.server;
         let at = self.vcpu.id.0 as usize;
         let Some(page) = server.page.get() else {
@@ -284,8 +284,8 @@ impl Cpu {
         self.vcpu.block();
         slot.set_state(STATE_IOREQ_READY);
         self.vcpu.counts.sent(req.kind);
-        self.emu.pending.push(Arc::clone(entry));
         self.domain.faults.deliver(channel);
+        self.emu.pending.push(entry);
         Ok(())
     }
 
@@ -383,7 +383,7 @@ impl Cpu {
                 ..Ioreq::default()
             };
             for entry in cpu.enabled() {
-                match cpu.send(&entry, &req) {
+                match cpu.send(entry, &req) {
                     // Xen logs the failure and goes on.
                     Ok(()) | Err(Emul::Unhandleable | Emul::Retry) => {}
                     Err(stop) => return Err(stop),

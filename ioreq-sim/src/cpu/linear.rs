@@ -300,12 +300,11 @@ impl Cpu {
     ) -> Result<(), Emul> {
         let end = offset + bytes.len();
         let operand = Operand::Inline(value(bytes));
-        let known = |c: &MmioCache| c.buffer.get(offset..end).map(<[u8]>::to_vec);
         let entry = self.emu.mmio.get(cache).ok_or(Emul::Unhandleable)?;
         if offset < entry.size {
-            let before = known(entry).ok_or(Emul::Unhandleable)?;
+            let before = entry.buffer.get(offset..end).ok_or(Emul::Unhandleable)?;
             if read {
-                bytes.copy_from_slice(&before);
+                bytes.copy_from_slice(before);
             } else if before != bytes {
                 return Err(Emul::Stop(self.crash(CrashReason::OperandChanged {
                     vcpu: self.vcpu.id,

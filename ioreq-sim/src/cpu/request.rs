@@ -41,7 +41,7 @@ impl Cpu {
                 return Ok(cpu.emu.latch.req.data);
             }
             let entry = cpu.server(server)?;
-            cpu.send(&entry, request)?;
+            cpu.send(entry, request)?;
             sent = true;
             cpu.emu.latch.req = *request;
             cpu.emu.latch.state = LatchState::Sent;

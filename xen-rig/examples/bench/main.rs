@@ -3,11 +3,12 @@
 //! The framework beside a C server on libxen* (`xen-rig/c/server.c`), on the same guest in the same boot. Prints `BENCH` lines,
 //! which `cargo xtask xen bench` makes a table of.
 //!
-//! `bench calls REQUESTS` counts system calls, `bench times ROUNDS` takes times, `bench marks ROUNDS` changes pages' types.
+//! `bench calls REQUESTS` counts system calls, `bench times ROUNDS AT_MOST` takes times, `bench marks ROUNDS` changes pages' types.
 //! (`bench serve` and `bench mark` are our side's own processes.)
 
 mod contender;
 mod load;
+mod ratios;
 mod serve;
 mod times;
 
@@ -50,7 +51,7 @@ fn main() -> Result<(), Failure> {
             serve::mark(domid(*id)?, *first, *pages, *batch)
         }
         (Some("calls"), [requests]) => Bench::new()?.calls(*requests),
-        (Some("times"), [rounds]) => Bench::new()?.times(*rounds),
+        (Some("times"), [rounds, at_most]) => Bench::new()?.times(*rounds, *at_most),
         (Some("marks"), [rounds]) => Bench::new()?.marks(*rounds),
         _ => Err("see the head of the file".into()),
     }

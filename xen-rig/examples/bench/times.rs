@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! Times, in pairs: both contenders run, and take turns in offering their devices to the guest, for a slice of a tenth of a second. So
-//! what the machine is like is the same for both of a pair, and what counts is the ratio of the two.
+//! what the machine is like is the same for both of a pair, and what counts is the ratio of the two. Where it is not known well enough
+//! after the rounds asked for, more follow.
 
 use std::time::Instant;
 
 use crate::contender::{Server, Stack};
 use crate::load::{self, Load, Took};
+use crate::ratios::Ratios;
 use crate::{Bench, Failure, Made, Mode, WARM_UP};
 
 /// Pairs of slices in a round, and the accesses of a slice. Short ones, and many: what disturbs one disturbs the other of the pair,
@@ -24,8 +26,8 @@ fn pairs(mode: Mode, load: Load) -> (u64, u64) {
 const AFTER: u64 = 6;
 /// Tries of a pair.
 const TRIES: u32 = 6;
-/// Calibrations whose median is what is normal.
-const NORMAL: usize = 9;
+/// Calibrations before anything is measured.
+const FIRST: usize = 9;
 /// Turns of dom0's calibration.
 const TURNS: u64 = 2_000_000;
 
@@ -48,24 +50,46 @@ impl Calibration {
         let dom0 = u64::try_from(start.elapsed().as_nanos())?;
         Ok(Calibration { guest, dom0 })
     }
+}
 
-    /// The median of several.
-    fn normal(bench: &Bench) -> Result<Self, Failure> {
-        let all = (0..NORMAL).map(|_| Calibration::take(bench));
-        let all: Vec<Calibration> = all.collect::<Result<_, _>>()?;
-        let median = |of: fn(&Calibration) -> u64| {
-            let mut all: Vec<u64> = all.iter().map(of).collect();
-            all.sort_unstable();
-            all[NORMAL / 2]
-        };
-        Ok(Calibration {
-            guest: median(|one| one.guest),
-            dom0: median(|one| one.dom0),
-        })
+/// All calibrations of a boot. What is normal is their median: a boot that begins in a quiet moment would find stalls everywhere after
+/// it, if its first ones were the measure.
+#[derive(Debug, Default)]
+struct Calibrations {
+    /// Both sorted.
+    guest: Vec<u64>,
+    dom0: Vec<u64>,
+}
+
+impl Calibrations {
+    fn first(bench: &Bench) -> Result<Self, Failure> {
+        let mut all = Calibrations::default();
+        for _ in 0..FIRST {
+            all.take(bench)?;
+        }
+        Ok(all)
     }
 
-    fn is_stall(self, normal: Calibration) -> bool {
-        self.guest > 2 * normal.guest || self.dom0 > 2 * normal.dom0
+    /// One more.
+    fn take(&mut self, bench: &Bench) -> Result<Calibration, Failure> {
+        let one = Calibration::take(bench)?;
+        for (all, one) in [(&mut self.guest, one.guest), (&mut self.dom0, one.dom0)] {
+            all.insert(all.partition_point(|other| *other < one), one);
+        }
+        Ok(one)
+    }
+
+    fn normal(&self) -> Calibration {
+        let median = |all: &[u64]| all.get(all.len() / 2).copied().unwrap_or(u64::MAX / 2);
+        Calibration {
+            guest: median(&self.guest),
+            dom0: median(&self.dom0),
+        }
+    }
+
+    fn is_stall(&self, one: Calibration) -> bool {
+        let normal = self.normal();
+        one.guest > 2 * normal.guest || one.dom0 > 2 * normal.dom0
     }
 }
 
@@ -134,44 +158,54 @@ fn arrived(bench: &Bench, load: Load, made: &mut Made) -> Result<(), Failure> {
 }
 
 impl Bench {
-    pub(crate) fn times(&self, rounds: u64) -> Result<(), Failure> {
-        let normal = Calibration::normal(self)?;
-        println!(
-            "BENCH calibration guest={} dom0={}",
-            normal.guest, normal.dom0
-        );
+    pub(crate) fn times(&self, rounds: u64, at_most: u64) -> Result<(), Failure> {
+        let mut calibrations = Calibrations::first(self)?;
         for mode in Mode::BOTH {
             let mut both = Both::start(self, mode)?;
-            let mut before = Calibration::take(self)?;
-            for round in 0..rounds {
-                for load in mode.loads() {
-                    for pair in 0..pairs(mode, load).0 {
+            let mut before = calibrations.take(self)?;
+            let mut cells: Vec<(Load, Ratios)> =
+                mode.loads().map(|load| (load, Ratios::default())).collect();
+            for round in 0..at_most.max(rounds) {
+                for (load, ratios) in &mut cells {
+                    // By how far apart the ratios lie, never by what they are: else one would go on until the figure pleases.
+                    let enough = load.is_posted() || ratios.is_known();
+                    if round >= rounds && enough {
+                        continue;
+                    }
+                    for pair in 0..pairs(mode, *load).0 {
                         let number = round * 100 + pair;
-                        before = self.pair(&mut both, (mode, load), number, (before, normal))?;
+                        let state = (&mut calibrations, &mut before);
+                        ratios.add(self.pair(&mut both, (mode, *load), number, state)?);
                     }
                 }
             }
             both.end()?;
         }
+        let normal = calibrations.normal();
+        println!(
+            "BENCH calibration guest={} dom0={}",
+            normal.guest, normal.dom0
+        );
         Ok(())
     }
 
-    /// One pair, again if the emulator stalls; gives the calibration after it.
+    /// One pair, again if the emulator stalls; gives its ratio. `before` is the calibration before it, and then the one after it.
     fn pair(
         &self,
         both: &mut Both,
         (mode, load): (Mode, Load),
         number: u64,
-        (mut before, normal): (Calibration, Calibration),
-    ) -> Result<Calibration, Failure> {
+        (calibrations, before): (&mut Calibrations, &mut Calibration),
+    ) -> Result<f64, Failure> {
         let (_, count) = pairs(mode, load);
         let mut stalls = 0;
-        let (took, after) = loop {
+        let took = loop {
             let took = both.pair(self, (mode, load), count, number % 2 == 1)?;
-            let after = Calibration::take(self)?;
-            let stalled = before.is_stall(normal) || after.is_stall(normal);
+            let after = calibrations.take(self)?;
+            let stalled = calibrations.is_stall(*before) || calibrations.is_stall(after);
+            let around = (std::mem::replace(before, after), after);
             if !stalled {
-                break (took, after);
+                break took;
             }
             stalls += 1;
             println!(
@@ -179,30 +213,35 @@ impl Bench {
                  guest_after={} dom0_after={}",
                 mode.name(),
                 load.name(),
-                before.guest,
-                before.dom0,
-                after.guest,
-                after.dom0
+                around.0.guest,
+                around.0.dom0,
+                around.1.guest,
+                around.1.dom0
             );
             if stalls == TRIES {
-                break (took, after);
+                break took;
             }
-            before = after;
         };
+        let mut ticks = [0; 2];
         for (stack, took) in took {
+            let of_mode = match mode {
+                Mode::Busy => took.all,
+                Mode::Sleeping => took.accesses,
+            };
+            ticks[usize::from(stack == Stack::Ours)] = of_mode;
             println!(
                 "BENCH times stack={} mode={} load={} round={number} requests={count} ticks={} pauses={} stalled={}",
                 stack.name(),
                 mode.name(),
                 load.name(),
-                match mode {
-                    Mode::Busy => took.all,
-                    Mode::Sleeping => took.accesses,
-                },
+                of_mode,
                 took.all - took.accesses,
                 u8::from(stalls == TRIES)
             );
         }
-        Ok(after)
+        let [c, ours] = ticks;
+        #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let ratio = c as f64 / ours as f64;
+        Ok(ratio)
     }
 }

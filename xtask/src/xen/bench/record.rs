@@ -83,3 +83,11 @@ pub(super) fn quartiles(mut values: Vec<f64>) -> (f64, f64) {
     };
     (at(1), at(3))
 }
+
+/// The standard error of the median, as a part of it: from the quartiles, as the program in dom0 has it (`ratios.rs`).
+pub(super) fn error(values: &[f64]) -> f64 {
+    let (low, high) = quartiles(values.to_vec());
+    #[allow(clippy::cast_precision_loss, reason = "some hundreds")]
+    let root = (values.len() as f64).sqrt();
+    1.25 / 1.35 * (high - low) / root / median(values.to_vec())
+}

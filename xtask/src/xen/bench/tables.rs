@@ -2,7 +2,7 @@
 
 //! The tables of a report, and what is worse than its goal.
 
-use super::record::{Record, median, quartiles, slices};
+use super::record::{Record, error, median, quartiles, slices};
 
 /// System calls a request at most, of ours.
 const CALLS: [(&str, f64); 2] = [("busy", 1.05), ("sleeping", 4.0)];
@@ -87,9 +87,9 @@ pub(super) fn calls_table(records: &[Record]) -> Vec<String> {
 
 pub(super) fn times_table(name: &str, records: &[Record], goals: [(&str, f64); 2]) -> Vec<String> {
     println!(
-        "\n| {name}: µs a request | | C | quartiles | ours | quartiles | C / ours, of pairs | quartiles | pairs | goal |"
+        "\n| {name}: µs a request | | C | quartiles | ours | quartiles | C / ours, of pairs | quartiles | known to | pairs | goal |"
     );
-    println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
     let mut missed = Vec::new();
     for (mode, goal) in goals {
         for load in [
@@ -117,9 +117,10 @@ pub(super) fn times_table(name: &str, records: &[Record], goals: [(&str, f64); 2
             };
             let (low, high) = quartiles(ratios.clone());
             println!(
-                "| {load} | {mode} | {} | {} | {ratio:.3} | {low:.2}–{high:.2} | {} | {} |",
+                "| {load} | {mode} | {} | {} | {ratio:.3} | {low:.2}–{high:.2} | ±{:.1} % | {} | {} |",
                 micros(c),
                 micros(ours),
+                error(&ratios) * 100.0,
                 ratios.len(),
                 if has_goal {
                     goal.to_string()
