@@ -7,10 +7,12 @@ use std::hint::{black_box, spin_loop};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crossbeam::utils::CachePadded;
+
 use crate::calm::{self, Watch};
 use crate::support::contender::{Contender, serve_checked};
 use crate::support::device::taken;
-use crate::support::walk::Walk;
+use crate::support::walk::{Ends, Walk};
 
 /// How long a slice should take.
 const SLICE: Duration = Duration::from_micros(125);
@@ -95,8 +97,9 @@ pub(crate) fn checked_slice(
     let elapsed = started.elapsed();
     let disturbed = watch.disturbed();
     // After the clock: the right devices ran.
-    assert_eq!(taken().wrapping_sub(sum), replay.expected(writes));
-    (each(elapsed, writes), disturbed)
+    let made = walk.made();
+    assert_eq!(taken().wrapping_sub(sum), replay.expected(made));
+    (each(elapsed, made), disturbed)
 }
 
 /// One thread, on CPU 0.
@@ -137,32 +140,74 @@ pub(crate) fn cold_thread(contender: &dyn Contender, mut walk: Walk, warm_up: u3
     of_slices(good, all, COLD_SLICES)
 }
 
-/// Everybody waits here, spinning, until all have come.
+/// Times that two threads look whether both CPUs are calm, in all slices of a figure: some tenths of a second.
+const LOOKS: u32 = 1 << 16;
+
+/// Threads that begin at the same time.
+#[derive(Default)]
 struct Line {
-    arrived: AtomicUsize,
-    threads: usize,
+    arrived: CachePadded<AtomicUsize>,
+    /// Looks that found a CPU that was not calm.
+    restless: CachePadded<AtomicUsize>,
     /// Writes of a slice, the fewest that anybody thinks right.
     writes: AtomicU32,
+    ends: Ends,
 }
 
-impl Line {
-    /// The `turn`-th time.
-    fn wait(&self, turn: usize) {
+/// A thread's place in it.
+struct Place<'a> {
+    line: &'a Line,
+    waited: usize,
+    restless: usize,
+    looks: u32,
+}
+
+impl<'a> Place<'a> {
+    fn new(line: &'a Line) -> Self {
+        Place {
+            line,
+            waited: 0,
+            restless: 0,
+            looks: LOOKS,
+        }
+    }
+
+    /// Waits, spinning, until both have come.
+    fn wait(&mut self) {
+        self.waited += 2;
         // AcqRel: what was written before is seen after.
-        self.arrived.fetch_add(1, Ordering::AcqRel);
-        while self.arrived.load(Ordering::Acquire) < turn * self.threads {
+        self.line.arrived.fetch_add(1, Ordering::AcqRel);
+        while self.line.arrived.load(Ordering::Acquire) < self.waited {
             spin_loop();
         }
     }
+
+    /// Waits until both CPUs do as much as they can at the same time, which two threads of one core cannot, or no longer.
+    fn wait_calm(&mut self) {
+        while self.looks > 0 {
+            self.looks -= 1;
+            self.wait();
+            if !calm::is_calm() {
+                // Relaxed, and below: the line orders it. So both see the same number, and go on together.
+                self.line.restless.fetch_add(1, Ordering::Relaxed);
+            }
+            self.wait();
+            let before = self.restless;
+            self.restless = self.line.restless.load(Ordering::Relaxed);
+            if self.restless == before {
+                return;
+            }
+        }
+        self.wait();
+    }
 }
 
-/// Two threads, on CPUs 0 and 1, that serve the same ranges; each from its own walk, both the same number of writes. Nanoseconds
-/// per write of both together, by the one that took longer: half as many as one thread's if they do not hinder each other.
+/// Two threads, on CPUs 0 and 1, that serve the same ranges, each from its own walk, until one has made all writes of the slice.
+/// Nanoseconds per write of both together: half as many as one thread's if they do not hinder each other.
 pub(crate) fn two_threads(contender: &dyn Contender, walks: [Walk; 2], warm_up: u32) -> Figure {
     let line = Line {
-        arrived: AtomicUsize::new(0),
-        threads: 2,
         writes: AtomicU32::new(u32::MAX),
+        ..Line::default()
     };
     let [first, second] = walks;
     std::thread::scope(|scope| {
@@ -174,13 +219,13 @@ pub(crate) fn two_threads(contender: &dyn Contender, walks: [Walk; 2], warm_up: 
         figure(|| {
             both.next()
                 .map_or((f64::NAN, true), |((a, a_disturbed), (b, b_disturbed))| {
-                    (a.max(b) / 2.0, a_disturbed || b_disturbed)
+                    (1.0 / (1.0 / a + 1.0 / b), a_disturbed || b_disturbed)
                 })
         })
     })
 }
 
-/// As many slices as might be needed, each begun together.
+/// As many slices as might be needed, each begun and ended together.
 fn slices(
     contender: &dyn Contender,
     mut walk: Walk,
@@ -189,15 +234,16 @@ fn slices(
     line: &Line,
 ) -> Vec<(f64, bool)> {
     pin(cpu);
-    line.wait(1);
+    let mut place = Place::new(line);
+    place.wait();
     let writes = writes_per_slice(contender, &mut walk, warm_up);
     // Relaxed: the line orders it.
     line.writes.fetch_min(writes, Ordering::Relaxed);
-    (2..PATIENCE + 2)
-        .map(|turn| {
-            calm::wait();
-            line.wait(turn);
-            checked_slice(contender, &mut walk, line.writes.load(Ordering::Relaxed))
-        })
-        .collect()
+    place.wait();
+    let slice = |number| {
+        place.wait_calm();
+        walk.together(&line.ends, number);
+        checked_slice(contender, &mut walk, line.writes.load(Ordering::Relaxed))
+    };
+    (1..=PATIENCE).map(slice).collect()
 }

@@ -3,6 +3,10 @@
 //! In which order ranges are written to.
 
 use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crossbeam::utils::CachePadded;
 
 use super::device::{mark, taken};
 use super::layout::Layout;
@@ -32,12 +36,35 @@ impl Pattern {
     }
 }
 
+/// Parts of a slice that walks make together. Between two of them they see whether it is over.
+const PARTS: u32 = 16;
+
+/// The end of slices that several walks make together: each is over as soon as one of them has made all its writes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ends(Arc<CachePadded<AtomicUsize>>);
+
+impl Ends {
+    /// Whether slices up to this one are over.
+    fn passed(&self, slice: usize) -> bool {
+        // Relaxed, and in `pass`: it orders nothing, and who sees it late makes a part more.
+        self.0.load(Ordering::Relaxed) >= slice
+    }
+
+    fn pass(&self, slice: usize) {
+        self.0.fetch_max(slice, Ordering::Relaxed);
+    }
+}
+
 /// An endless row of 4-byte writes.
 #[derive(Clone, Debug)]
 pub(crate) struct Walk {
     layout: Layout,
     pattern: Pattern,
     state: u64,
+    /// How the slice under way ends, and its number, if others make it, too.
+    together: Option<(Ends, usize)>,
+    /// Writes made of the last ones asked for.
+    made: u32,
 }
 
 impl Walk {
@@ -46,7 +73,20 @@ impl Walk {
             layout,
             pattern,
             state: seed,
+            together: None,
+            made: 0,
         }
+    }
+
+    /// From now on, `slice` is made together with all other walks that have `ends`.
+    #[allow(dead_code, reason = "criterion's benchmarks have one thread")]
+    pub(crate) fn together(&mut self, ends: &Ends, slice: usize) {
+        self.together = Some((ends.clone(), slice));
+    }
+
+    /// Writes that were made of the last ones that were asked for.
+    pub(crate) fn made(&self) -> u32 {
+        self.made
     }
 
     #[inline]
@@ -75,7 +115,7 @@ impl Walk {
         (index, offset)
     }
 
-    /// Calls `write` with the address and value of each of the next `writes`.
+    /// Calls `write` with the address and value of each of the next `writes`; fewer, if the slice is made together with others.
     #[inline]
     pub(crate) fn each(&mut self, writes: u32, mut write: impl FnMut(u64, u32)) {
         if self.pattern == Pattern::Chained {
@@ -85,13 +125,33 @@ impl Walk {
                 let (index, offset) = self.next(taken() & nothing);
                 write(self.layout.first(index) + offset, value);
             }
+            self.made = writes;
             return;
         }
-        for value in 0..writes {
-            let (index, offset) = self.next(0);
-            // Opaque: otherwise the address of a hot range is a constant.
-            write(black_box(self.layout.first(index) + offset), value);
+        let together = self.together.clone();
+        let part = match together {
+            Some(_) => writes.div_ceil(PARTS),
+            None => writes,
+        };
+        let mut made = 0;
+        while made < writes {
+            if let Some((ends, slice)) = &together
+                && ends.passed(*slice)
+            {
+                break;
+            }
+            let end = writes.min(made + part);
+            for value in made..end {
+                let (index, offset) = self.next(0);
+                // Opaque: otherwise the address of a hot range is a constant.
+                write(black_box(self.layout.first(index) + offset), value);
+            }
+            made = end;
         }
+        if let Some((ends, slice)) = together {
+            ends.pass(slice);
+        }
+        self.made = made;
     }
 
     /// What the devices add up for the next `writes`, which it walks over.

@@ -83,8 +83,8 @@ impl Cpu {
 
     /// Whether a write of this much memory goes to RAM (`hvmemul_map_linear_addr`).
     pub(super) fn map_write(&self, addr: u64, len: usize) -> Mapped {
-        let last = addr.wrapping_add(len as u64 - 1);
-        for at in [addr, last] {
+        let last = crosses(addr, len).then(|| addr.wrapping_add(len as u64 - 1));
+        for at in [Some(addr), last].into_iter().flatten() {
             match self.domain.p2m.store_type(at) {
                 (P2mType::RamRw, false) => {}
                 (P2mType::RamRw, true) => self.domain.log_store(Gfn(at / PAGE)),
@@ -343,6 +343,13 @@ impl Cpu {
 
 /// Up to 8 bytes as a little-endian number.
 pub(super) fn value(bytes: &[u8]) -> u64 {
+    // The usual widths, for speed.
+    if let Ok(all) = bytes.try_into() {
+        return u64::from_le_bytes(all);
+    }
+    if let Ok(all) = bytes.try_into() {
+        return u32::from_le_bytes(all).into();
+    }
     let mut all = [0; 8];
     for (to, from) in all.iter_mut().zip(bytes) {
         *to = *from;

@@ -154,7 +154,7 @@ impl Bench {
                         by_name(&serving)
                     );
                 }
-                made.check(server)?;
+                made.check(stack, server)?;
             }
         }
         Ok(())
@@ -208,15 +208,32 @@ impl Made {
     }
 
     /// Ends the server, and checks that it served what the guest did.
-    fn check(self, server: Server) -> Result<(), Failure> {
+    ///
+    /// With two processors Xen may lose an advance of the ring's read pointer while it rewinds the ring, and the entry is there once more (row
+    /// `ring-lost-advance` of the suite). The C server takes it twice, as all do that add to the pointer and look no further.
+    fn check(self, stack: Stack, server: Server) -> Result<(), Failure> {
         let said = server.end()?;
         let number = |name: &str| said.get(name).copied().unwrap_or(-1.0);
         #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
-        let (accesses, sum) = (self.accesses as f64, self.sum as f64);
-        let served = number("served") + number("posted");
-        if served != accesses || number("sum") != sum {
-            let what = format!("{accesses} accesses, {sum} in sum, but a server says {said:?}");
+        let (accesses, sum, value) = (
+            self.accesses as f64,
+            self.sum as f64,
+            Load::VgaWrite.adds() as f64,
+        );
+        let twice = number("served") + number("posted") - accesses;
+        let possible = match stack {
+            Stack::C => (0.0..=number("posted")).contains(&twice),
+            Stack::Ours => twice == 0.0,
+        };
+        if !possible || number("sum") != sum + twice * value {
+            let what = format!(
+                "{accesses} accesses, {sum} in sum, but {} says {said:?}",
+                stack.name()
+            );
             return Err(what.into());
+        }
+        if twice > 0.0 {
+            println!("BENCH twice stack={} entries={twice}", stack.name());
         }
         Ok(())
     }

@@ -144,7 +144,7 @@ impl Both {
 
     fn end(self) -> Result<(), Failure> {
         let mut all = self.servers.into_iter();
-        all.try_for_each(|(_, server, made)| made.check(server))
+        all.try_for_each(|(stack, server, made)| made.check(stack, server))
     }
 }
 

@@ -141,6 +141,13 @@ pub(super) fn times_table(name: &str, records: &[Record], goals: [(&str, f64); 2
         .iter()
         .filter(|record| record.text("stalled") == "1")
         .count();
+    for record in records.iter().filter(|record| record.about == "twice") {
+        println!(
+            "{} took {} posted writes twice: an advance of the ring was lost (ring-lost-advance)",
+            record.text("stack"),
+            record.text("entries")
+        );
+    }
     println!("{stalls} slices repeated for a stall of the emulator, {kept} kept with one");
     missed
 }
