@@ -13,7 +13,7 @@ use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 
 use self::record::Record;
-use self::tables::{ONE, TWO, calls_table, marks_table, over, times_table};
+use self::tables::{ONE, Of, TWO, calls_table, marks_table, over, times_table};
 use super::boot::{Boot, Clock, End};
 use super::parts::Parts;
 use super::program;
@@ -76,17 +76,30 @@ pub(super) fn run(args: &Args) -> Result<()> {
             marks_table(&records);
             all.push(("marks", records));
         }
-        // The last number: how many times the rounds, at most, until a ratio is known to a percent. Instructions need no more, and two
-        // processors share the host's with everybody.
-        for (part, name, smp, clock, goals, more) in [
-            (Part::Times, "times", 2, Clock::Host, TWO, 2),
-            (Part::OneCpu, "one-cpu", 1, Clock::Instructions, ONE, 1),
-            (Part::OneCpuWall, "one-cpu-wall", 1, Clock::Host, ONE, 4),
+        // `more`: how many times the rounds, at most, until a ratio is known to a percent. By instructions it is known sooner.
+        for (part, name, smp, clock, (goals, of), more) in [
+            (Part::Times, "times", 2, Clock::Host, (TWO, Of::Each), 2),
+            (
+                Part::OneCpu,
+                "one-cpu",
+                1,
+                Clock::Instructions,
+                (ONE, Of::Each),
+                1,
+            ),
+            (
+                Part::OneCpuWall,
+                "one-cpu-wall",
+                1,
+                Clock::Host,
+                (ONE, Of::All),
+                4,
+            ),
         ] {
             if wanted(part) {
                 let job = format!("bench times {} {}", args.rounds, args.rounds * more);
                 let records = boot(&parts, smp, clock, &job)?;
-                missed.extend(about(release, times_table(name, &records, goals)));
+                missed.extend(about(release, times_table(name, &records, goals, of)));
                 all.push((name, records));
             }
         }
