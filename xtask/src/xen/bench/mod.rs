@@ -13,7 +13,7 @@ use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 
 use self::record::Record;
-use self::tables::{ONE, Of, TWO, calls_table, marks_table, over, times_table};
+use self::tables::{ONE, TWO, calls_table, marks_table, over, times_table};
 use super::boot::{Boot, Clock, End};
 use super::parts::Parts;
 use super::program;
@@ -77,29 +77,15 @@ pub(super) fn run(args: &Args) -> Result<()> {
             all.push(("marks", records));
         }
         // `more`: how many times the rounds, at most, until a ratio is known to a percent. By instructions it is known sooner.
-        for (part, name, smp, clock, (goals, of), more) in [
-            (Part::Times, "times", 2, Clock::Host, (TWO, Of::Each), 2),
-            (
-                Part::OneCpu,
-                "one-cpu",
-                1,
-                Clock::Instructions,
-                (ONE, Of::Each),
-                1,
-            ),
-            (
-                Part::OneCpuWall,
-                "one-cpu-wall",
-                1,
-                Clock::Host,
-                (ONE, Of::All),
-                4,
-            ),
+        for (part, name, smp, clock, goals, more) in [
+            (Part::Times, "times", 2, Clock::Host, TWO, 2),
+            (Part::OneCpu, "one-cpu", 1, Clock::Instructions, ONE, 1),
+            (Part::OneCpuWall, "one-cpu-wall", 1, Clock::Host, ONE, 4),
         ] {
             if wanted(part) {
                 let job = format!("bench times {} {}", args.rounds, args.rounds * more);
                 let records = boot(&parts, smp, clock, &job)?;
-                missed.extend(about(release, times_table(name, &records, goals, of)));
+                missed.extend(about(release, times_table(name, &records, goals)));
                 all.push((name, records));
             }
         }

@@ -85,20 +85,7 @@ pub(super) fn calls_table(records: &[Record]) -> Vec<String> {
     missed
 }
 
-/// Whether a goal is one for each load, or for all of a mode together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Of {
-    Each,
-    /// Where the machine around disturbs so much that a load by itself is known to some percent only.
-    All,
-}
-
-pub(super) fn times_table(
-    name: &str,
-    records: &[Record],
-    goals: [(&str, f64); 2],
-    of: Of,
-) -> Vec<String> {
+pub(super) fn times_table(name: &str, records: &[Record], goals: [(&str, f64); 2]) -> Vec<String> {
     println!(
         "\n| {name}: µs a request | | C | quartiles | ours | quartiles | C / ours, of pairs | quartiles | known to | pairs | goal |"
     );
@@ -137,7 +124,7 @@ pub(super) fn times_table(
                 micros(ours),
                 error(&ratios) * 100.0,
                 ratios.len(),
-                if has_goal && of == Of::Each {
+                if has_goal {
                     goal.to_string()
                 } else {
                     "–".into()
@@ -146,25 +133,21 @@ pub(super) fn times_table(
             if has_goal {
                 together.push((ratio.ln(), error(&ratios).powi(2)));
             }
-            if has_goal && of == Of::Each && (ratio.is_nan() || ratio < goal) {
+            if has_goal && (ratio.is_nan() || ratio < goal) {
                 missed.push(format!("{name}: {load} {mode}: {ratio:.3}, not {goal}"));
             }
         }
-        if of == Of::All {
-            #[allow(clippy::cast_precision_loss, reason = "five")]
-            let count = together.len() as f64;
-            let sum = together.iter().fold((0.0, 0.0), |(ratios, errors), one| {
-                (ratios + one.0, errors + one.1)
-            });
-            let (ratio, error) = ((sum.0 / count).exp(), sum.1.sqrt() / count);
-            println!(
-                "| all that have a goal | {mode} | | | | | {ratio:.3} | | ±{:.1} % | | {goal} |",
-                error * 100.0
-            );
-            if ratio.is_nan() || ratio < goal {
-                missed.push(format!("{name}: all, {mode}: {ratio:.3}, not {goal}"));
-            }
-        }
+        // All together is known better than a load by itself.
+        #[allow(clippy::cast_precision_loss, reason = "five")]
+        let count = together.len() as f64;
+        let sum = together.iter().fold((0.0, 0.0), |(ratios, errors), one| {
+            (ratios + one.0, errors + one.1)
+        });
+        let (ratio, error) = ((sum.0 / count).exp(), sum.1.sqrt() / count);
+        println!(
+            "| all that have a goal | {mode} | | | | | {ratio:.3} | | ±{:.1} % | | – |",
+            error * 100.0
+        );
     }
     let stalls = records
         .iter()
@@ -278,44 +261,15 @@ mod tests {
             let pair = |c, ours| [of("c", c), of("ours", ours)];
             let pairs = [pair(140, ours), pair(70, ours / 2), pair(1400, 1)];
             let records = [std::slice::from_ref(&clock), pairs.as_flattened()].concat();
-            let missed = times_table("t", &records, TWO, Of::Each);
+            let missed = times_table("t", &records, TWO);
             missed.iter().any(|what| what.contains("port-read busy"))
         };
         assert!(!missed(107));
         assert!(missed(108));
         assert_eq!(
-            times_table("t", std::slice::from_ref(&clock), TWO, Of::Each).len(),
+            times_table("t", std::slice::from_ref(&clock), TWO).len(),
             10
         );
-        let missed = times_table("t", std::slice::from_ref(&clock), TWO, Of::All);
-        assert_eq!(missed.len(), 2, "nothing was measured: {missed:?}");
-    }
-
-    #[test]
-    fn a_load_may_miss_what_all_together_reach_and_not_the_other_way_round() {
-        let records = |low: u32| {
-            let mut all = vec!["BENCH clock ticks=10 micros=10".to_owned()];
-            for mode in ["busy", "sleeping"] {
-                for (load, ours) in [
-                    ("port-write", low),
-                    ("port-read", 100),
-                    ("mmio-write", 100),
-                    ("mmio-read", 100),
-                    ("page-write", 100),
-                ] {
-                    for (stack, ticks) in [("c", 100), ("ours", ours)] {
-                        all.push(format!(
-                            "BENCH times stack={stack} mode={mode} load={load} requests=1 ticks={ticks}"
-                        ));
-                    }
-                }
-            }
-            let all: Vec<Record> = all.iter().filter_map(|line| Record::parse(line)).collect();
-            all
-        };
-        assert_eq!(times_table("t", &records(105), ONE, Of::Each).len(), 2);
-        assert!(times_table("t", &records(105), ONE, Of::All).is_empty());
-        assert_eq!(times_table("t", &records(120), ONE, Of::All).len(), 2);
     }
 
     #[test]
