@@ -215,11 +215,9 @@ static void claim(int on)
         die("claim");
 }
 
-// Offers the devices, or takes them away: the guest is idle then, and no request in flight.
-static void offer(int on, uint64_t port, uint64_t mmio, uint64_t tracked)
+// Offers what one server at a time can have, or takes it away: the guest is idle then, and no request in flight.
+static void offer(int on, uint64_t tracked)
 {
-    range(on, 0, port, port + 4 * REGISTERS - 1);
-    range(on, 1, mmio, mmio + 4 * REGISTERS - 1);
     range(on, 1, 0xa0000, 0xbffff);
     if (on)
         claim(1);
@@ -250,13 +248,15 @@ static void tear_down(void)
         die("destroy");
 }
 
-// Serves until the standard input ends. A line of it takes the devices away, and the next one brings them back.
+// Serves until the standard input ends. A line of it takes away what one server at a time can have, and the next one brings it back.
 static void serve(uint64_t port, uint64_t mmio, uint64_t tracked)
 {
     struct pollfd fds[2] = { { .fd = xenevtchn_fd(xce), .events = POLLIN }, { .fd = 0, .events = POLLIN } };
     int on = 1;
 
-    offer(on, port, mmio, tracked);
+    range(1, 0, port, port + 4 * REGISTERS - 1);
+    range(1, 1, mmio, mmio + 4 * REGISTERS - 1);
+    offer(on, tracked);
     puts("ready");
     fflush(stdout);
     while (poll(fds, 2, -1) >= 0 || errno == EINTR) {
@@ -266,7 +266,7 @@ static void serve(uint64_t port, uint64_t mmio, uint64_t tracked)
             if (read(0, &line, 1) != 1)
                 break;
             on = !on;
-            offer(on, port, mmio, tracked);
+            offer(on, tracked);
             printf("on %d\n", on);
             fflush(stdout);
         }
@@ -284,7 +284,7 @@ static void serve(uint64_t port, uint64_t mmio, uint64_t tracked)
         }
     }
     if (on)
-        offer(0, port, mmio, tracked);
+        offer(0, tracked);
     tear_down();
     printf("served %" PRIu64 " posted %" PRIu64 " sum %" PRIu64 "\n", served, posted, sum);
 }

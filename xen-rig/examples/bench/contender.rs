@@ -11,7 +11,7 @@ use std::time::Duration;
 use xen_rig::{Calls, Guest};
 
 use crate::Failure;
-use crate::load::{GFN, MMIO, PORT};
+use crate::load::GFN;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stack {
@@ -32,10 +32,26 @@ impl Stack {
         }
     }
 
+    /// Where its ports are. Each stack has some of its own, so that both are there at once.
+    pub(crate) fn port(self) -> u16 {
+        match self {
+            Stack::C => 0x600,
+            Stack::Ours => 0x700,
+        }
+    }
+
+    /// Where its MMIO is.
+    pub(crate) fn mmio(self) -> u64 {
+        match self {
+            Stack::C => 0xe000_0000,
+            Stack::Ours => 0xe001_0000,
+        }
+    }
+
     /// Starts its server, and waits until it is ready. Ours polls for up to `polling`; none: as it does by itself.
     pub(crate) fn serve(self, guest: &Guest, polling: Option<Duration>) -> Result<Server, Failure> {
         let numbers = match (self, polling) {
-            (Stack::C, _) => vec![PORT.into(), MMIO, GFN],
+            (Stack::C, _) => vec![self.port().into(), self.mmio(), GFN],
             (Stack::Ours, None) => vec![],
             (Stack::Ours, Some(longest)) => vec![u64::try_from(longest.as_micros())?],
         };
@@ -107,7 +123,7 @@ impl Server {
         self.line()
     }
 
-    /// Has it offer its devices, or take them away.
+    /// Has it offer what one server at a time can have, or take it away.
     pub(crate) fn offer(&mut self, on: bool) -> Result<(), Failure> {
         let wanted = f64::from(u8::from(on));
         match self.step()?.get("on") {

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use xen_rig::{Done, Guest, Instr};
 
-/// Where the servers' devices are: both sides offer the same.
-pub(crate) const PORT: u16 = 0x600;
-pub(crate) const MMIO: u64 = 0xe000_0000;
-/// Of 4 bytes each, at [`PORT`] and at [`MMIO`].
+use crate::contender::Stack;
+
+/// Registers of 4 bytes each, at [`Stack::port`] and at [`Stack::mmio`].
 pub(crate) const REGISTERS: usize = 16;
+/// Which one server at a time can have.
 pub(crate) const VGA: std::ops::RangeInclusive<u64> = 0xa_0000..=0xb_ffff;
-/// The tracked page.
+/// The tracked page: the memory type is one server's at a time.
 pub(crate) const GFN: u64 = 0x300;
 
 /// What every write writes.
@@ -67,7 +67,12 @@ impl Load {
         }
     }
 
-    fn instr(self) -> Instr {
+    /// Only one server at a time can offer it.
+    pub(crate) fn is_exclusive(self) -> bool {
+        matches!(self, Load::PageWrite | Load::VgaWrite)
+    }
+
+    fn instr(self, stack: Stack) -> Instr {
         let width = 4;
         let store = |addr| Instr::Store {
             addr,
@@ -76,13 +81,19 @@ impl Load {
         };
         match self {
             Load::PortWrite => Instr::Out {
-                port: PORT,
+                port: stack.port(),
                 width,
                 value: VALUE,
             },
-            Load::PortRead => Instr::In { port: PORT, width },
-            Load::MmioWrite => store(MMIO),
-            Load::MmioRead => Instr::Load { addr: MMIO, width },
+            Load::PortRead => Instr::In {
+                port: stack.port(),
+                width,
+            },
+            Load::MmioWrite => store(stack.mmio()),
+            Load::MmioRead => Instr::Load {
+                addr: stack.mmio(),
+                width,
+            },
             Load::PageWrite => store(GFN << 12),
             Load::VgaWrite => store(*VGA.start()),
         }
@@ -98,10 +109,55 @@ pub(crate) struct Took {
     pub(crate) accesses: u64,
 }
 
-/// A loop of `count` accesses, with `pause` turns of an empty loop in between. It runs on while the caller does something else.
-pub(crate) fn start(guest: &Guest, load: Load, count: u64, pause: u64) -> io::Result<Loop> {
+/// A loop of `count` accesses to a stack's device, with `pause` turns of an empty loop in between. It runs on while the caller does
+/// something else.
+pub(crate) fn start(
+    guest: &Guest,
+    (stack, load): (Stack, Load),
+    count: u64,
+    pause: u64,
+) -> io::Result<Loop> {
     let repeat = Instr::Repeat { count, pause };
-    let program = [Instr::TimeStamp, repeat, load.instr(), Instr::TimeStamp];
+    start_timed(guest, &[repeat, load.instr(stack)])
+}
+
+/// Blocks of `count` accesses, a block each for the stacks of `order` as often as it has them, `between` turns of an empty loop after
+/// each; the first [`BEFORE`] of a block are on top of that. It is one loop of the guest, in which nobody else has anything to do.
+pub(crate) fn start_blocks(
+    guest: &Guest,
+    (load, order): (Load, &[Stack]),
+    count: u64,
+    (pause, between): (u64, u64),
+) -> io::Result<Loop> {
+    let repeat = |count| Instr::Repeat { count, pause };
+    let block = |stack: &Stack| {
+        let access = load.instr(*stack);
+        let [rest, memory] = idle(between);
+        [repeat(BEFORE), access, repeat(count), access, rest, memory]
+    };
+    let blocks: Vec<Instr> = order.iter().flat_map(block).collect();
+    start_timed(guest, &blocks)
+}
+
+/// Accesses at the beginning of a block, before those that are measured.
+pub(crate) const BEFORE: u64 = 3;
+
+/// No exit, nobody else's work.
+fn idle(turns: u64) -> [Instr; 2] {
+    let memory = Instr::Load {
+        addr: (GFN + 1) << 12,
+        width: 4,
+    };
+    let repeat = Instr::Repeat {
+        count: 2,
+        pause: turns,
+    };
+    [repeat, memory]
+}
+
+fn start_timed(guest: &Guest, instructions: &[Instr]) -> io::Result<Loop> {
+    let stamp = [Instr::TimeStamp];
+    let program = [&stamp, instructions, &stamp].concat();
     guest.start(0, &program).map(Loop)
 }
 
@@ -113,31 +169,48 @@ impl Loop {
         self.0.is_finished()
     }
 
+    /// Waits for a loop of one kind of access.
     pub(crate) fn wait(&self) -> io::Result<Took> {
+        let (all, loops) = self.results()?;
+        match loops.as_slice() {
+            [accesses] => Ok(Took {
+                all,
+                accesses: *accesses,
+            }),
+            _ => Err(io::Error::other(format!("the guest says {loops:?}"))),
+        }
+    }
+
+    /// Waits for blocks; ticks of the measured accesses of each.
+    pub(crate) fn wait_blocks(&self) -> io::Result<Vec<u64>> {
+        let (_, loops) = self.results()?;
+        Ok(loops
+            .chunks(3)
+            .filter_map(|block| block.get(1))
+            .copied()
+            .collect())
+    }
+
+    /// Ticks from the first time stamp to the second one, and of each repeated instruction in between.
+    fn results(&self) -> io::Result<(u64, Vec<u64>)> {
         if !self.0.wait_looking(BOUND, LOOK)? {
             let what = format!("the guest does not come through: {:?}", self.0.fate());
             return Err(io::Error::other(what));
         }
         let results = self.0.results();
-        let [
-            Done::Value(start),
-            Done::Value(accesses),
-            last,
-            Done::Value(end),
-        ] = results.as_slice()
-        else {
-            return Err(io::Error::other(format!("the guest says {results:?}")));
+        let wrong = || io::Error::other(format!("the guest says {results:?}"));
+        let [Done::Value(start), loops @ .., Done::Value(end)] = results.as_slice() else {
+            return Err(wrong());
         };
-        // Registers were last written with the value, or never.
-        if let Done::Value(read) = last
-            && ![0, u64::from(VALUE)].contains(read)
-        {
-            return Err(io::Error::other(format!("the guest reads {read:#x}")));
-        }
-        Ok(Took {
-            all: end - start,
-            accesses: *accesses,
-        })
+        let each = loops.chunks(2).map(|one| match one {
+            // Registers were last written with the value, or never; memory never.
+            [Done::Value(ticks), Done::Plain] => Ok(*ticks),
+            [Done::Value(ticks), Done::Value(read)] if [0, u64::from(VALUE)].contains(read) => {
+                Ok(*ticks)
+            }
+            _ => Err(wrong()),
+        });
+        Ok((end - start, each.collect::<io::Result<_>>()?))
     }
 }
 
@@ -154,14 +227,7 @@ pub(crate) fn time_stamp(guest: &Guest) -> io::Result<u64> {
 /// Ticks that `turns` of the guest's empty loop take. No exit, nobody else's work: longer than usual means that the machine that
 /// emulates all this was away.
 pub(crate) fn calibrate(guest: &Guest, turns: u64) -> io::Result<u64> {
-    let memory = Instr::Load {
-        addr: (GFN + 1) << 12,
-        width: 4,
-    };
-    let repeat = Instr::Repeat {
-        count: 2,
-        pause: turns,
-    };
-    let program = guest.start(0, &[Instr::TimeStamp, repeat, memory, Instr::TimeStamp])?;
-    Loop(program).wait().map(|took| took.all)
+    start_timed(guest, &idle(turns))?
+        .wait()
+        .map(|took| took.all)
 }

@@ -123,6 +123,11 @@ impl Bench {
         }
     }
 
+    /// Turns that take about so long.
+    fn turns_of(&self, time: Duration) -> u64 {
+        u64::try_from(time.as_millis()).map_or(u64::MAX, |millis| millis * self.turns)
+    }
+
     fn calls(&self, requests: u64) -> Result<(), Failure> {
         for stack in Stack::BOTH {
             for mode in Mode::BOTH {
@@ -135,9 +140,9 @@ impl Bench {
                 let pause = self.pause(mode);
                 let mut made = Made::default();
                 for load in mode.loads() {
-                    let warm_up = load::start(&self.guest, load, WARM_UP, pause)?;
+                    let warm_up = load::start(&self.guest, (stack, load), WARM_UP, pause)?;
                     warm_up.wait()?;
-                    let running = load::start(&self.guest, load, requests, pause)?;
+                    let running = load::start(&self.guest, (stack, load), requests, pause)?;
                     let calls = xen_rig::count_calls(server.pid(), || Ok(running.is_finished()))?;
                     running.wait()?;
                     made.add(load, WARM_UP + requests);

@@ -2,10 +2,10 @@
 
 //! How well a median of ratios is known.
 
-/// The standard error of a median that is known well enough.
+/// The standard error of a median that is known well enough: that of half of a cell's pairs, so that the whole is known to 0.7 %.
 const KNOWN: f64 = 0.01;
 
-/// The ratios of the pairs of one cell.
+/// The ratios of half of the pairs of one cell.
 #[derive(Debug, Default)]
 pub(crate) struct Ratios(Vec<f64>);
 

@@ -17,7 +17,8 @@ use ioreq_core::{BufIoreq, DomId, Gfn, GfnRange, MmioRange, PortRange};
 use ioreq_xen::XenHypervisor;
 
 use crate::Failure;
-use crate::load::{GFN, MMIO, PORT, REGISTERS, VGA};
+use crate::contender::Stack;
+use crate::load::{GFN, REGISTERS, VGA};
 
 /// No page takes longer to come to rest.
 const BOUND: Duration = Duration::from_secs(60);
@@ -72,41 +73,39 @@ fn server(domid: DomId, polling: Option<Duration>) -> Result<IoreqServer<XenHype
     })
 }
 
-/// The devices, while they are offered.
+/// What one server at a time can have, while it is offered.
 struct Offered {
-    routes: Vec<RouteId>,
+    vga: RouteId,
     /// Dropping it unmarks the page.
     _claim: MemTypeClaim<XenHypervisor>,
 }
 
 fn offer(server: &IoreqServer<XenHypervisor>, device: &Arc<Device>) -> Result<Offered, Failure> {
-    let size = 4 * REGISTERS as u64;
     let vga = MmioRange::new(*VGA.start(), *VGA.end())?;
-    let routes = vec![
-        server.route("ports", PortRange::sized(PORT, size)?, Arc::clone(device))?,
-        server.route("mmio", MmioRange::sized(MMIO, size)?, Arc::clone(device))?,
-        server.route("vga", vga, Arc::clone(device))?,
-    ];
+    let vga = server.route("vga", vga, Arc::clone(device))?;
     let claim = server.claim_mem_type()?;
     let tracker = claim.tracker("page");
     tracker.track(GfnRange::single(Gfn(GFN))?, Arc::clone(device) as _)?;
     let _claim = claim;
-    Ok(Offered { routes, _claim })
+    Ok(Offered { vga, _claim })
 }
 
-/// Serves until the standard input ends, and tells what it did. A line of it takes the devices away, and the next one brings them
-/// back.
+/// Serves until the standard input ends, and tells what it did. A line of it takes away what one server at a time can have, and the
+/// next one brings it back.
 pub(crate) fn serve(domid: DomId, polling: Option<Duration>) -> Result<(), Failure> {
     let server = server(domid, polling)?;
     let device = Arc::new(Device::default());
+    let size = 4 * REGISTERS as u64;
+    let ports = PortRange::sized(Stack::Ours.port(), size)?;
+    server.route("ports", ports, Arc::clone(&device))?;
+    let mmio = MmioRange::sized(Stack::Ours.mmio(), size)?;
+    server.route("mmio", mmio, Arc::clone(&device))?;
     let mut offered = Some(offer(&server, &device)?);
     let running = server.start()?;
     say("ready")?;
     for _line in std::io::stdin().lines() {
         if let Some(old) = offered.take() {
-            for route in old.routes {
-                server.control().retract(route)?;
-            }
+            server.control().retract(old.vga)?;
         } else {
             offered = Some(offer(&server, &device)?);
         }

@@ -1,29 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Times, in pairs: both contenders run, and take turns in offering their devices to the guest, for a slice of a tenth of a second. So
-//! what the machine is like is the same for both of a pair, and what counts is the ratio of the two. Where it is not known well enough
-//! after the rounds asked for, more follow.
+//! Times, in pairs: both contenders run, and the guest goes from one's devices to the other's and back every few milliseconds, in one loop.
+//! What only one server at a time can have they offer in turn, for a slice of a tenth of a second. So what the machine is like is the same
+//! for both of a pair, and what counts is the ratio of the two. Where it is not known well enough after the rounds asked for, more follow.
 
 use std::time::Instant;
 
 use crate::contender::{Server, Stack};
-use crate::load::{self, Load, Took};
+use crate::load::{self, BEFORE, Load};
 use crate::ratios::Ratios;
 use crate::{Bench, Failure, Made, Mode, WARM_UP};
 
-/// Pairs of slices in a round, and the accesses of a slice. Short ones, and many: what disturbs one disturbs the other of the pair,
-/// or else this pair alone.
+/// Pairs in a round, and the accesses of each stack in a pair. Short ones, and many: what disturbs one disturbs the other of the pair, or
+/// else this pair alone.
 fn pairs(mode: Mode, load: Load) -> (u64, u64) {
     match (mode, load) {
         // Rings of 511, filled many times.
         (_, Load::VgaWrite) => (1, 4000),
-        (Mode::Busy, _) => (4, 60),
-        (Mode::Sleeping, _) => (5, 20),
+        (Mode::Busy, _) => (4, 120),
+        (Mode::Sleeping, _) => (5, 40),
     }
 }
 
-/// Accesses after the devices came back, before those that are measured.
+/// The orders in which the servers are started.
+const ORDERS: [[Stack; 2]; 2] = [[Stack::C, Stack::Ours], [Stack::Ours, Stack::C]];
+/// Accesses after a server has offered something, before those that are measured.
 const AFTER: u64 = 6;
+/// Blocks of a pair's accesses, for each stack.
+const BLOCKS: u64 = 2;
 /// Tries of a pair.
 const TRIES: u32 = 6;
 /// Calibrations before anything is measured.
@@ -93,21 +97,22 @@ impl Calibrations {
     }
 }
 
-/// Both servers, of which one at a time offers its devices.
+/// Both servers.
 struct Both {
+    /// In the order in which they were started.
     servers: Vec<(Stack, Server, Made)>,
 }
 
 impl Both {
-    fn start(bench: &Bench, mode: Mode) -> Result<Self, Failure> {
+    fn start(bench: &Bench, mode: Mode, order: [Stack; 2]) -> Result<Self, Failure> {
         let mut servers = Vec::new();
-        for stack in Stack::BOTH {
+        for stack in order {
             let mut server = stack.serve(&bench.guest, mode.polling())?;
             let (pause, mut made) = (bench.pause(mode), Made::default());
             for load in mode.loads() {
-                load::start(&bench.guest, load, WARM_UP, pause)?.wait()?;
+                load::start(&bench.guest, (stack, load), WARM_UP, pause)?.wait()?;
                 made.add(load, WARM_UP);
-                arrived(bench, load, &mut made)?;
+                arrived(bench, (stack, load), &mut made)?;
             }
             server.offer(false)?;
             servers.push((stack, server, made));
@@ -115,31 +120,23 @@ impl Both {
         Ok(Both { servers })
     }
 
-    /// A slice of each, in this order or the other.
+    /// Ticks of `count` accesses of each, in this order or the other.
     fn pair(
         &mut self,
         bench: &Bench,
         (mode, load): (Mode, Load),
         count: u64,
         swapped: bool,
-    ) -> Result<Vec<(Stack, Took)>, Failure> {
-        let pause = bench.pause(mode);
+    ) -> Result<Vec<(Stack, u64)>, Failure> {
         let mut order: Vec<_> = self.servers.iter_mut().collect();
         if swapped {
             order.reverse();
         }
-        let slice = |(stack, server, made): &mut (Stack, Server, Made)| {
-            server.offer(true)?;
-            load::start(&bench.guest, load, AFTER, pause)?.wait()?;
-            let took = load::start(&bench.guest, load, count, pause)?.wait()?;
-            made.add(load, AFTER + count);
-            arrived(bench, load, made)?;
-            // One that polls has stopped before the other's turn.
-            std::thread::sleep(mode.polling().unwrap_or_default());
-            server.offer(false)?;
-            Ok((*stack, took))
-        };
-        order.into_iter().map(slice).collect()
+        if load.is_exclusive() {
+            in_turn(bench, (mode, load), count, order)
+        } else {
+            at_once(bench, (mode, load), count, order)
+        }
     }
 
     fn end(self) -> Result<(), Failure> {
@@ -148,10 +145,68 @@ impl Both {
     }
 }
 
+type Running = (Stack, Server, Made);
+
+/// A slice for each.
+fn in_turn(
+    bench: &Bench,
+    (mode, load): (Mode, Load),
+    count: u64,
+    order: Vec<&mut Running>,
+) -> Result<Vec<(Stack, u64)>, Failure> {
+    let pause = bench.pause(mode);
+    let slice = |(stack, server, made): &mut Running| {
+        let access = (*stack, load);
+        server.offer(true)?;
+        load::start(&bench.guest, access, AFTER, pause)?.wait()?;
+        let took = load::start(&bench.guest, access, count, pause)?.wait()?;
+        made.add(load, AFTER + count);
+        arrived(bench, access, made)?;
+        // One that polls has stopped before the other's turn.
+        std::thread::sleep(mode.polling().unwrap_or_default());
+        server.offer(false)?;
+        let ticks = match mode {
+            Mode::Busy => took.all,
+            Mode::Sleeping => took.accesses,
+        };
+        Ok((*stack, ticks))
+    };
+    order.into_iter().map(slice).collect()
+}
+
+/// A few milliseconds for the one, then for the other, in one loop: the one, the other, the other, the one, and so on, so that neither of them
+/// is the earlier one.
+fn at_once(
+    bench: &Bench,
+    (mode, load): (Mode, Load),
+    count: u64,
+    order: Vec<&mut Running>,
+) -> Result<Vec<(Stack, u64)>, Failure> {
+    let blocks: Vec<usize> = (0..BLOCKS)
+        .flat_map(|block| if block % 2 == 0 { [0, 1] } else { [1, 0] })
+        .collect();
+    let stacks: Vec<Stack> = blocks
+        .iter()
+        .filter_map(|place| order.get(*place).map(|(stack, ..)| *stack))
+        .collect();
+    let pause = bench.pause(mode);
+    // One that polls has stopped before the other's block.
+    let between = pause.max(bench.turns_of(mode.polling().unwrap_or_default() * 3 / 2));
+    let each = count / BLOCKS;
+    let all = load::start_blocks(&bench.guest, (load, &stacks), each, (pause, between))?;
+    let ticks = all.wait_blocks()?;
+    let of = |(place, (stack, _, made)): (usize, &mut Running)| {
+        made.add(load, BLOCKS * (BEFORE + each));
+        let own = blocks.iter().zip(&ticks).filter(|(of, _)| **of == place);
+        (*stack, own.map(|(_, ticks)| ticks).sum())
+    };
+    Ok(order.into_iter().enumerate().map(of).collect())
+}
+
 /// Sees that posted writes have reached the server that offers its devices: the answer to an access after them says so.
-fn arrived(bench: &Bench, load: Load, made: &mut Made) -> Result<(), Failure> {
+fn arrived(bench: &Bench, (stack, load): (Stack, Load), made: &mut Made) -> Result<(), Failure> {
     if load.is_posted() {
-        load::start(&bench.guest, Load::PortRead, 1, 0)?.wait()?;
+        load::start(&bench.guest, (stack, Load::PortRead), 1, 0)?.wait()?;
         made.add(Load::PortRead, 1);
     }
     Ok(())
@@ -161,25 +216,12 @@ impl Bench {
     pub(crate) fn times(&self, rounds: u64, at_most: u64) -> Result<(), Failure> {
         let mut calibrations = Calibrations::first(self)?;
         for mode in Mode::BOTH {
-            let mut both = Both::start(self, mode)?;
-            let mut before = calibrations.take(self)?;
-            let mut cells: Vec<(Load, Ratios)> =
-                mode.loads().map(|load| (load, Ratios::default())).collect();
-            for round in 0..at_most.max(rounds) {
-                for (load, ratios) in &mut cells {
-                    // By how far apart the ratios lie, never by what they are: else one would go on until the figure pleases.
-                    let enough = load.is_posted() || ratios.is_known();
-                    if round >= rounds && enough {
-                        continue;
-                    }
-                    for pair in 0..pairs(mode, *load).0 {
-                        let number = round * 100 + pair;
-                        let state = (&mut calibrations, &mut before);
-                        ratios.add(self.pair(&mut both, (mode, *load), number, state)?);
-                    }
-                }
+            // Xen asks the younger server first whether an access is its own: each is that for half of the rounds.
+            for (half, order) in ORDERS.into_iter().enumerate() {
+                let first = half as u64 * at_most.max(rounds);
+                let halves = (rounds.div_ceil(2), at_most.div_ceil(2));
+                self.half(mode, order, (first, halves), &mut calibrations)?;
             }
-            both.end()?;
         }
         let normal = calibrations.normal();
         println!(
@@ -187,6 +229,35 @@ impl Bench {
             normal.guest, normal.dom0
         );
         Ok(())
+    }
+
+    /// Half of a mode's rounds, with servers that are started in this order. `first` is the first round's number.
+    fn half(
+        &self,
+        mode: Mode,
+        order: [Stack; 2],
+        (first, (rounds, at_most)): (u64, (u64, u64)),
+        calibrations: &mut Calibrations,
+    ) -> Result<(), Failure> {
+        let mut both = Both::start(self, mode, order)?;
+        let mut before = calibrations.take(self)?;
+        let mut cells: Vec<(Load, Ratios)> =
+            mode.loads().map(|load| (load, Ratios::default())).collect();
+        for round in 0..at_most.max(rounds) {
+            for (load, ratios) in &mut cells {
+                // By how far apart the ratios lie, never by what they are: else one would go on until the figure pleases.
+                let enough = load.is_posted() || ratios.is_known();
+                if round >= rounds && enough {
+                    continue;
+                }
+                for pair in 0..pairs(mode, *load).0 {
+                    let number = (first + round) * 100 + pair;
+                    let state = (&mut *calibrations, &mut before);
+                    ratios.add(self.pair(&mut both, (mode, *load), number, state)?);
+                }
+            }
+        }
+        both.end()
     }
 
     /// One pair, again if the emulator stalls; gives its ratio. `before` is the calibration before it, and then the one after it.
@@ -224,18 +295,12 @@ impl Bench {
         };
         let mut ticks = [0; 2];
         for (stack, took) in took {
-            let of_mode = match mode {
-                Mode::Busy => took.all,
-                Mode::Sleeping => took.accesses,
-            };
-            ticks[usize::from(stack == Stack::Ours)] = of_mode;
+            ticks[usize::from(stack == Stack::Ours)] = took;
             println!(
-                "BENCH times stack={} mode={} load={} round={number} requests={count} ticks={} pauses={} stalled={}",
+                "BENCH times stack={} mode={} load={} round={number} requests={count} ticks={took} stalled={}",
                 stack.name(),
                 mode.name(),
                 load.name(),
-                of_mode,
-                took.all - took.accesses,
                 u8::from(stalls == TRIES)
             );
         }

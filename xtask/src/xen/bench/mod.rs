@@ -76,7 +76,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
             marks_table(&records);
             all.push(("marks", records));
         }
-        // `more`: how many times the rounds, at most, until a ratio is known to a percent. By instructions it is known sooner.
+        // `more`: how many times the rounds, at most, until a ratio is known well enough. By instructions it is known sooner.
         for (part, name, smp, clock, goals, more) in [
             (Part::Times, "times", 2, Clock::Host, TWO, 2),
             (Part::OneCpu, "one-cpu", 1, Clock::Instructions, ONE, 1),
