@@ -13,6 +13,7 @@ use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
 };
 
+use crossbeam::utils::CachePadded;
 use ioreq_core::{DomId, Error, ErrorKind, EventChannels, EvtchnPort, LocalPort, Op, Result};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -78,7 +79,8 @@ impl Channel {
 #[derive(Debug)]
 struct Binding {
     local: LocalPort,
-    state: AtomicU8,
+    /// Each event writes it. On a line of its own: a device model that polls looks at the rest only, once for each notification.
+    state: CachePadded<AtomicU8>,
     ring: Arc<Ring>,
     /// Whom a notification wakes.
     vcpu: Arc<Vcpu>,
@@ -327,7 +329,7 @@ impl EventChannels for SimEvents {
             }
             let binding = Arc::new(Binding {
                 local: handle.domain.machine.new_local_port(),
-                state: AtomicU8::new(0),
+                state: CachePadded::new(AtomicU8::new(0)),
                 ring: Arc::clone(&handle.ring),
                 vcpu: Arc::clone(&channel.vcpu),
                 channel: Arc::downgrade(&channel),

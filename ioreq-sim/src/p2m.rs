@@ -59,13 +59,10 @@ impl P2m {
     }
 
     fn cell(&self, gfn: u64) -> Option<&AtomicU8> {
-        let after = self.regions.partition_point(|(r, _)| r.first() <= gfn);
-        let (range, types) = self.regions.get(after.checked_sub(1)?)?;
-        let at = usize::try_from(gfn - range.first()).ok()?;
-        if gfn > range.last() {
-            return None;
-        }
-        types.bytes().get(at)
+        // One after the other: there are two or three, and each access of the guest comes here some times.
+        let (range, types) = self.regions.iter().find(|(r, _)| gfn <= r.last())?;
+        let at = gfn.checked_sub(range.first())?;
+        types.bytes().get(usize::try_from(at).ok()?)
     }
 
     /// The frame's type; `None` where nothing is populated, which the guest accesses as MMIO.

@@ -2,7 +2,7 @@
 
 //! Deterministic schedules: one participant runs at a time, the next one chosen by a seeded generator.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -20,6 +20,14 @@ const IDLE_TURNS: u64 = 20_000;
 thread_local! {
     /// The schedule that this thread takes part in.
     static CURRENT: RefCell<Option<Participant>> = const { RefCell::new(None) };
+    /// Whether there is one: nearly always there is none, and a yield point is a look at this.
+    static SEATED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From here on this thread takes part in that schedule, or in none.
+fn set_current(seat: Option<Participant>) {
+    SEATED.set(seat.is_some());
+    CURRENT.set(seat);
 }
 
 /// A guest program of a schedule.
@@ -171,7 +179,17 @@ pub(crate) enum Turn {
 }
 
 /// A place where a schedule may switch. `progress` says whether the caller got something done since its last.
+#[inline]
 pub(crate) fn yield_point(progress: bool) -> Turn {
+    if SEATED.get() {
+        pass_turn(progress)
+    } else {
+        Turn::Free
+    }
+}
+
+#[cold]
+fn pass_turn(progress: bool) -> Turn {
     let turn = CURRENT.try_with(|current| match &*current.borrow() {
         None => Turn::Free,
         Some(seat) => seat.baton.pass(seat.me, progress),
@@ -220,9 +238,9 @@ impl Place {
 
     /// Does `f` in this thread as whoever's place it is, who must wait until it is done.
     pub fn with<T>(&self, f: impl FnOnce() -> T) -> T {
-        CURRENT.with(|c| c.replace(Some(self.0.clone())));
+        set_current(Some(self.0.clone()));
         let result = f();
-        CURRENT.with(|c| c.replace(None));
+        set_current(None);
         result
     }
 }
@@ -238,7 +256,7 @@ struct Seat(Participant);
 
 impl Seat {
     fn take(seat: Participant) -> Self {
-        CURRENT.with(|c| c.replace(Some(seat.clone())));
+        set_current(Some(seat.clone()));
         seat.baton.wait_for_turn(seat.me);
         Seat(seat)
     }
@@ -246,7 +264,7 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        CURRENT.with(|c| c.replace(None));
+        set_current(None);
         self.0.baton.leave(self.0.me);
     }
 }
@@ -364,5 +382,5 @@ impl Baton {
 
 /// Whether this thread takes part in a schedule.
 pub(crate) fn is_seated() -> bool {
-    CURRENT.try_with(|c| c.borrow().is_some()).unwrap_or(false)
+    SEATED.get()
 }

@@ -279,9 +279,10 @@ impl Cpu {
         if slot.vp_eport.load(Ordering::Relaxed) != channel.port.0 {
             return Err(Emul::Unhandleable);
         }
-        slot.fill(req, channel.port.0);
+        // The slot last, and in one go: a device model that polls takes its line away with each look.
         self.vcpu.set_waiting_on(Some(server.id));
         self.vcpu.block();
+        slot.fill(req, channel.port.0);
         slot.set_state(STATE_IOREQ_READY);
         self.vcpu.counts.sent(req.kind);
         self.domain.faults.deliver(channel);

@@ -83,16 +83,23 @@ impl Cpu {
 
     /// Whether a write of this much memory goes to RAM (`hvmemul_map_linear_addr`).
     pub(super) fn map_write(&self, addr: u64, len: usize) -> Mapped {
-        let last = crosses(addr, len).then(|| addr.wrapping_add(len as u64 - 1));
-        for at in [Some(addr), last].into_iter().flatten() {
-            match self.domain.p2m.store_type(at) {
-                (P2mType::RamRw, false) => {}
-                (P2mType::RamRw, true) => self.domain.log_store(Gfn(at / PAGE)),
-                (P2mType::RamRo, _) => return Mapped::Discard,
-                (P2mType::MmioDm | P2mType::IoreqServer, _) => return Mapped::No,
-            }
+        match self.map_page(addr) {
+            Mapped::Ram if crosses(addr, len) => self.map_page(addr.wrapping_add(len as u64 - 1)),
+            mapped => mapped,
         }
-        Mapped::Ram
+    }
+
+    /// The same for what is within a page.
+    fn map_page(&self, addr: u64) -> Mapped {
+        match self.domain.p2m.store_type(addr) {
+            (P2mType::RamRw, false) => Mapped::Ram,
+            (P2mType::RamRw, true) => {
+                self.domain.log_store(Gfn(addr / PAGE));
+                Mapped::Ram
+            }
+            (P2mType::RamRo, _) => Mapped::Discard,
+            (P2mType::MmioDm | P2mType::IoreqServer, _) => Mapped::No,
+        }
     }
 
     /// `hvm_copy_to_guest_*` within a page: false where the page takes no store.

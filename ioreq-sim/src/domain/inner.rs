@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
+use crossbeam::utils::CachePadded;
 use ioreq_core::hypervisor::InjectedEvent;
 use ioreq_core::memory::MappedRegion;
 use ioreq_core::{
@@ -77,7 +78,8 @@ pub(crate) struct DomainInner {
     types_changed: Condvar,
     pub(crate) interrupts: InterruptLog,
     pub(crate) faults: Faults,
-    pub(crate) model_counts: ModelCounts,
+    /// On lines of its own: what device models count is beside nothing that vCPUs look at.
+    pub(crate) model_counts: CachePadded<ModelCounts>,
     /// The last word that a vCPU wrote to port 0xcf8.
     pub(crate) cf8: AtomicU32,
     log_dirty: AtomicBool,
@@ -131,7 +133,7 @@ impl DomainInner {
             types_changed: Condvar::new(),
             interrupts: InterruptLog::default(),
             faults: Faults::default(),
-            model_counts: ModelCounts::default(),
+            model_counts: CachePadded::default(),
             cf8: AtomicU32::new(0),
             log_dirty: AtomicBool::new(false),
             dirty: Mutex::default(),
