@@ -2,6 +2,7 @@
 
 //! Who makes round trips, and how they are timed: the model's vCPUs under a server, or those of a raw program.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
@@ -53,6 +54,9 @@ pub(crate) fn answer_to(value: u64) -> u64 {
 pub(crate) trait Guest: Send {
     /// One access, which has `value` in it; waits for the answer, which has to be right.
     fn trip(&mut self, value: u64);
+
+    /// After the last ones, which had these values in them: looks at what is left of them.
+    fn check(&mut self, _values: &mut dyn Iterator<Item = u64>) {}
 }
 
 /// The values of one guest's `trips`, below 1024, so that they fit into an offset as well.
@@ -66,6 +70,7 @@ fn make(guest: &mut dyn Guest, taken: &Taken, trips: u32, watch: Watch) -> (f64,
     values(trips).for_each(|value| guest.trip(value));
     let elapsed = started.elapsed();
     let disturbed = watch.disturbed();
+    guest.check(&mut values(trips));
     check(taken, sum, values(trips).sum());
     (each(elapsed, trips), disturbed)
 }
@@ -143,6 +148,9 @@ pub(crate) fn many_guests(guests: &mut [Box<dyn Guest>], taken: &Taken, trips: u
             line.wait();
             started.elapsed()
         });
+        guests
+            .iter_mut()
+            .for_each(|guest| guest.check(&mut values(trips)));
         check(taken, sum, values(trips).sum::<u64>() * u64::from(count));
         // They take turns on one CPU: that is what is measured.
         (each(elapsed, trips * count), false)
@@ -295,9 +303,17 @@ struct Vcpu {
     kind: Kind,
 }
 
+impl Vcpu {
+    /// Where in its tracked page this value goes.
+    fn place(&self, value: u64) -> u64 {
+        (PAGE + u64::from(self.cpu.id().0)) * 0x1000 + value % 512 * 8
+    }
+}
+
 impl Guest for Vcpu {
     #[allow(clippy::cast_possible_truncation, reason = "values are small")]
     fn trip(&mut self, value: u64) {
+        let place = self.place(value);
         let cpu = &mut self.cpu;
         match self.kind {
             Kind::MmioRead => Served::check_read(cpu, value).expect("the domain lives"),
@@ -305,12 +321,18 @@ impl Guest for Vcpu {
                 .store32(MMIO + value % 16 * 4, value as u32)
                 .expect("the domain lives"),
             Kind::PortRead => Served::check_port(cpu, value).expect("the domain lives"),
-            Kind::PageWrite => {
-                let at = (PAGE + u64::from(cpu.id().0)) * 0x1000 + value % 512 * 8;
-                cpu.store64(at, value).expect("the domain lives");
-                let stored = cpu.load64(at).expect("the domain lives");
-                assert_eq!(stored, value, "the guest reads what it wrote");
-            }
+            Kind::PageWrite => cpu.store64(place, value).expect("the domain lives"),
+        }
+    }
+
+    fn check(&mut self, values: &mut dyn Iterator<Item = u64>) {
+        if self.kind != Kind::PageWrite {
+            return;
+        }
+        let last: HashMap<u64, u64> = values.map(|value| (self.place(value), value)).collect();
+        for (place, value) in last {
+            let stored = self.cpu.load64(place).expect("the domain lives");
+            assert_eq!(stored, value, "the guest reads what it wrote");
         }
     }
 }
