@@ -194,7 +194,8 @@ impl Loop {
     /// Ticks from the first time stamp to the second one, and of each repeated instruction in between.
     fn results(&self) -> io::Result<(u64, Vec<u64>)> {
         if !self.0.wait_looking(BOUND, LOOK)? {
-            let what = format!("the guest does not come through: {:?}", self.0.fate());
+            let (through, fate) = (self.0.results().len(), self.0.fate());
+            let what = format!("the guest is stuck after {through} instructions: {fate:?}");
             return Err(io::Error::other(what));
         }
         let results = self.0.results();
