@@ -24,7 +24,7 @@ xen_rig_agent:
     cmp rax, [r15 + 8]
     jne 11f
     sti
-    hlt
+92: hlt
     jmp 10b
 
 11: xor r13d, r13d                      // a program
@@ -88,7 +88,11 @@ xen_rig_agent_irq:                      // the others: wake-ups
     push rdi
     mov edi, 0xfee000b0
     mov dword ptr [rdi], 0
-    pop rdi
+    lea rdi, [rip + 92b]                // one may come between `sti` and `hlt`, where a hypervisor in an emulator that does not
+    cmp [rsp + 8], rdi                  // know of the instruction's delay any more ran something else: whoever sleeps after it
+    jne 93f                             // sleeps for ever
+    inc qword ptr [rsp + 8]             // the `hlt` has one byte
+93: pop rdi
     iretq
 
 // A row for each kind of instruction, a column for each width.

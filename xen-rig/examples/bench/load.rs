@@ -121,18 +121,19 @@ pub(crate) fn start(
     start_timed(guest, &[repeat, load.instr(stack)])
 }
 
-/// Blocks of `count` accesses, a block each for the stacks of `order` as often as it has them, `between` turns of an empty loop after
-/// each; the first [`BEFORE`] of a block are on top of that. It is one loop of the guest, in which nobody else has anything to do.
+/// Blocks of `count` accesses, a block each for the stacks of `order` as often as it has them, with `pause` turns of an empty loop
+/// between any two; the first [`BEFORE`] of a block are on top of that. It is one loop of the guest, in which nobody else has
+/// anything to do.
 pub(crate) fn start_blocks(
     guest: &Guest,
     (load, order): (Load, &[Stack]),
     count: u64,
-    (pause, between): (u64, u64),
+    pause: u64,
 ) -> io::Result<Loop> {
     let repeat = |count| Instr::Repeat { count, pause };
     let block = |stack: &Stack| {
         let access = load.instr(*stack);
-        let [rest, memory] = idle(between);
+        let [rest, memory] = idle(pause);
         [repeat(BEFORE), access, repeat(count), access, rest, memory]
     };
     let blocks: Vec<Instr> = order.iter().flat_map(block).collect();

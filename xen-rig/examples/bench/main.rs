@@ -123,11 +123,6 @@ impl Bench {
         }
     }
 
-    /// Turns that take about so long.
-    fn turns_of(&self, time: Duration) -> u64 {
-        u64::try_from(time.as_millis()).map_or(u64::MAX, |millis| millis * self.turns)
-    }
-
     fn calls(&self, requests: u64) -> Result<(), Failure> {
         for stack in Stack::BOTH {
             for mode in Mode::BOTH {
