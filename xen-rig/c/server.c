@@ -215,8 +215,15 @@ static void claim(int on)
         die("claim");
 }
 
-// Offers what one server at a time can have, or takes it away: the guest is idle then, and no request in flight.
-static void offer(int on, uint64_t tracked)
+// Offers ports and MMIO, or takes them away: the guest is idle then, and no request in flight.
+static void offer_devices(int on, uint64_t port, uint64_t mmio)
+{
+    range(on, 0, port, port + 4 * REGISTERS - 1);
+    range(on, 1, mmio, mmio + 4 * REGISTERS - 1);
+}
+
+// The same of what one server at a time can have.
+static void offer_single(int on, uint64_t tracked)
 {
     range(on, 1, 0xa0000, 0xbffff);
     if (on)
@@ -248,15 +255,15 @@ static void tear_down(void)
         die("destroy");
 }
 
-// Serves until the standard input ends. A line of it takes away what one server at a time can have, and the next one brings it back.
+// Serves until the standard input ends. A line "d" takes ports and MMIO away, or brings them back, and "s" what one server at a time
+// can have.
 static void serve(uint64_t port, uint64_t mmio, uint64_t tracked)
 {
     struct pollfd fds[2] = { { .fd = xenevtchn_fd(xce), .events = POLLIN }, { .fd = 0, .events = POLLIN } };
-    int on = 1;
+    int devices = 1, single = 1;
 
-    range(1, 0, port, port + 4 * REGISTERS - 1);
-    range(1, 1, mmio, mmio + 4 * REGISTERS - 1);
-    offer(on, tracked);
+    offer_devices(1, port, mmio);
+    offer_single(1, tracked);
     puts("ready");
     fflush(stdout);
     while (poll(fds, 2, -1) >= 0 || errno == EINTR) {
@@ -265,9 +272,15 @@ static void serve(uint64_t port, uint64_t mmio, uint64_t tracked)
 
             if (read(0, &line, 1) != 1)
                 break;
-            on = !on;
-            offer(on, tracked);
-            printf("on %d\n", on);
+            if (line == 'd') {
+                devices = !devices;
+                offer_devices(devices, port, mmio);
+                printf("on %d\n", devices);
+            } else if (line == 's') {
+                single = !single;
+                offer_single(single, tracked);
+                printf("on %d\n", single);
+            }
             fflush(stdout);
         }
         if (fds[0].revents) {
@@ -283,8 +296,10 @@ static void serve(uint64_t port, uint64_t mmio, uint64_t tracked)
                 serve_slot();
         }
     }
-    if (on)
-        offer(0, tracked);
+    if (devices)
+        offer_devices(0, port, mmio);
+    if (single)
+        offer_single(0, tracked);
     tear_down();
     printf("served %" PRIu64 " posted %" PRIu64 " sum %" PRIu64 "\n", served, posted, sum);
 }

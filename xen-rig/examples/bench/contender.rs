@@ -19,6 +19,15 @@ pub(crate) enum Stack {
     Ours,
 }
 
+/// What a server offers the guest.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Offer {
+    /// Ports and MMIO, of which each stack has its own.
+    Devices,
+    /// The tracked page and the VGA window, which one server at a time can have.
+    Single,
+}
+
 /// What a contender says: names and numbers.
 pub(crate) type Said = BTreeMap<String, f64>;
 
@@ -113,22 +122,26 @@ impl Server {
 
     /// Has it take its next step, and waits for what it says of it.
     pub(crate) fn step(&mut self) -> Result<Said, Failure> {
-        said(&self.take_step()?)
+        said(&self.ask("\n")?)
     }
 
-    fn take_step(&mut self) -> std::io::Result<String> {
+    fn ask(&mut self, line: &str) -> std::io::Result<String> {
         if let Some(input) = &mut self.input {
-            input.write_all(b"\n")?;
+            input.write_all(line.as_bytes())?;
         }
         self.line()
     }
 
-    /// Has it offer what one server at a time can have, or take it away.
-    pub(crate) fn offer(&mut self, on: bool) -> Result<(), Failure> {
+    /// Has it offer something, or take it away.
+    pub(crate) fn offer(&mut self, what: Offer, on: bool) -> Result<(), Failure> {
         let wanted = f64::from(u8::from(on));
-        match self.step()?.get("on") {
+        let line = match what {
+            Offer::Devices => "d\n",
+            Offer::Single => "s\n",
+        };
+        match said(&self.ask(line)?)?.get("on") {
             Some(now) if *now == wanted => Ok(()),
-            other => Err(format!("offered: {other:?}, not {wanted}").into()),
+            other => Err(format!("{what:?}: {other:?}, not {wanted}").into()),
         }
     }
 
@@ -137,7 +150,7 @@ impl Server {
         let (pid, through) = (self.pid(), AtomicBool::new(false));
         std::thread::scope(|scope| {
             let step = scope.spawn(|| {
-                let line = self.take_step();
+                let line = self.ask("\n");
                 // Release: pairs with the Acquire load below.
                 through.store(true, Ordering::Release);
                 line

@@ -73,45 +73,70 @@ fn server(domid: DomId, polling: Option<Duration>) -> Result<IoreqServer<XenHype
     })
 }
 
+/// Ports and MMIO, while they are offered.
+fn offer_devices(
+    server: &IoreqServer<XenHypervisor>,
+    device: &Arc<Device>,
+) -> Result<[RouteId; 2], Failure> {
+    let size = 4 * REGISTERS as u64;
+    let ports = PortRange::sized(Stack::Ours.port(), size)?;
+    let mmio = MmioRange::sized(Stack::Ours.mmio(), size)?;
+    Ok([
+        server.route("ports", ports, Arc::clone(device))?,
+        server.route("mmio", mmio, Arc::clone(device))?,
+    ])
+}
+
 /// What one server at a time can have, while it is offered.
-struct Offered {
+struct Single {
     vga: RouteId,
     /// Dropping it unmarks the page.
     _claim: MemTypeClaim<XenHypervisor>,
 }
 
-fn offer(server: &IoreqServer<XenHypervisor>, device: &Arc<Device>) -> Result<Offered, Failure> {
+fn offer_single(
+    server: &IoreqServer<XenHypervisor>,
+    device: &Arc<Device>,
+) -> Result<Single, Failure> {
     let vga = MmioRange::new(*VGA.start(), *VGA.end())?;
     let vga = server.route("vga", vga, Arc::clone(device))?;
     let claim = server.claim_mem_type()?;
     let tracker = claim.tracker("page");
     tracker.track(GfnRange::single(Gfn(GFN))?, Arc::clone(device) as _)?;
     let _claim = claim;
-    Ok(Offered { vga, _claim })
+    Ok(Single { vga, _claim })
 }
 
-/// Serves until the standard input ends, and tells what it did. A line of it takes away what one server at a time can have, and the
-/// next one brings it back.
+/// Serves until the standard input ends, and tells what it did. A line "d" takes ports and MMIO away, or brings them back, and "s" what
+/// one server at a time can have.
 pub(crate) fn serve(domid: DomId, polling: Option<Duration>) -> Result<(), Failure> {
     let server = server(domid, polling)?;
     let device = Arc::new(Device::default());
-    let size = 4 * REGISTERS as u64;
-    let ports = PortRange::sized(Stack::Ours.port(), size)?;
-    server.route("ports", ports, Arc::clone(&device))?;
-    let mmio = MmioRange::sized(Stack::Ours.mmio(), size)?;
-    server.route("mmio", mmio, Arc::clone(&device))?;
-    let mut offered = Some(offer(&server, &device)?);
+    let mut devices = Some(offer_devices(&server, &device)?);
+    let mut single = Some(offer_single(&server, &device)?);
     let running = server.start()?;
     say("ready")?;
-    for _line in std::io::stdin().lines() {
-        if let Some(old) = offered.take() {
-            server.control().retract(old.vga)?;
+    for line in std::io::stdin().lines() {
+        let on = if line? == "d" {
+            if let Some(old) = devices.take() {
+                for route in old {
+                    server.control().retract(route)?;
+                }
+            } else {
+                devices = Some(offer_devices(&server, &device)?);
+            }
+            devices.is_some()
         } else {
-            offered = Some(offer(&server, &device)?);
-        }
-        say(&format!("on {}", u8::from(offered.is_some())))?;
+            if let Some(old) = single.take() {
+                server.control().retract(old.vga)?;
+            } else {
+                single = Some(offer_single(&server, &device)?);
+            }
+            single.is_some()
+        };
+        say(&format!("on {}", u8::from(on)))?;
     }
-    drop(offered);
+    drop(single);
     running.stop()?;
     let stats = server.stats();
     println!(

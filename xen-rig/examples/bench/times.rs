@@ -7,7 +7,7 @@
 
 use std::time::Instant;
 
-use crate::contender::{Server, Stack};
+use crate::contender::{Offer, Server, Stack};
 use crate::load::{self, BEFORE, Load};
 use crate::ratios::Ratios;
 use crate::{Bench, Failure, Made, Mode, WARM_UP};
@@ -18,7 +18,7 @@ fn pairs(mode: Mode, load: Load) -> (u64, u64) {
     match (mode, load) {
         // Rings of 511, filled many times.
         (_, Load::VgaWrite) => (1, 4000),
-        (Mode::Busy, _) => (4, 120),
+        (Mode::Busy, _) => (4, 60),
         (Mode::Sleeping, _) => (5, 40),
     }
 }
@@ -115,7 +115,9 @@ impl Both {
                 made.add(load, WARM_UP);
                 arrived(bench, (stack, load), &mut made)?;
             }
-            server.offer(false)?;
+            for what in handed_over(mode) {
+                server.offer(*what, false)?;
+            }
             servers.push((stack, server, made));
         }
         Ok(Both { servers })
@@ -150,6 +152,15 @@ impl Both {
 
 type Running = (Stack, Server, Made);
 
+/// What only the server has whose turn it is. Where they are busy that is all, as if it were the only one: Xen asks each server that there is
+/// whether an access is its own.
+fn handed_over(mode: Mode) -> &'static [Offer] {
+    match mode {
+        Mode::Busy => &[Offer::Devices, Offer::Single],
+        Mode::Sleeping => &[Offer::Single],
+    }
+}
+
 /// A slice for each.
 fn in_turn(
     bench: &Bench,
@@ -160,8 +171,8 @@ fn in_turn(
     let pause = bench.pause(mode);
     let slice = |(stack, server, made): &mut Running| {
         let access = (*stack, load);
-        if load.is_exclusive() {
-            server.offer(true)?;
+        for what in handed_over(mode) {
+            server.offer(*what, true)?;
         }
         load::start(&bench.guest, access, AFTER, pause)?.wait()?;
         let took = load::start(&bench.guest, access, count, pause)?.wait()?;
@@ -169,8 +180,8 @@ fn in_turn(
         arrived(bench, access, made)?;
         // One that polls has stopped before the other's turn.
         std::thread::sleep(mode.polling().unwrap_or_default());
-        if load.is_exclusive() {
-            server.offer(false)?;
+        for what in handed_over(mode) {
+            server.offer(*what, false)?;
         }
         let ticks = match mode {
             Mode::Busy => took.all,
