@@ -88,10 +88,12 @@ xen_rig_agent_irq:                      // the others: wake-ups
     push rdi
     mov edi, 0xfee000b0
     mov dword ptr [rdi], 0
-    lea rdi, [rip + 92b]                // one may come between `sti` and `hlt`, where a hypervisor in an emulator that does not
-    cmp [rsp + 8], rdi                  // know of the instruction's delay any more ran something else: whoever sleeps after it
-    jne 93f                             // sleeps for ever
-    inc qword ptr [rsp + 8]             // the `hlt` has one byte
+    // `sti` holds interrupts back for one instruction, so none comes between it and `hlt`. QEMU notes that when the guest is left there,
+    // and does not look at it when the guest goes on (`helper_vmrun`): a program that was posted meanwhile would be slept through.
+    lea rdi, [rip + 92b]
+    cmp [rsp + 8], rdi
+    jne 93f
+    inc qword ptr [rsp + 8]             // past the `hlt`, which has one byte
 93: pop rdi
     iretq
 

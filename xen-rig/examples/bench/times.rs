@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Times, in pairs: both contenders run. Where servers sleep the guest goes from one's device to the other's and back every few
-//! milliseconds, in one loop; where they are busy, and where only one at a time can have the device, each has a slice of a tenth of a second.
+//! Times, in pairs: both contenders run. Where servers sleep the guest goes from one's device to the other's and back within some tenths of a
+//! second, in one loop; where they are busy, and where only one at a time can have the device, each has a slice of a tenth of a second.
 //! So what the machine is like is the same for both of a pair, and what counts is the ratio of the two. Where it is not known well enough
 //! after the rounds asked for, more follow.
 
@@ -192,8 +192,8 @@ fn in_turn(
     order.into_iter().map(slice).collect()
 }
 
-/// A few milliseconds for the one, then for the other, in one loop: the one, the other, the other, the one, and so on, so that neither of them
-/// is the earlier one.
+/// A block of accesses for the one, then for the other, in one loop: the one, the other, the other, the one, and so on, so that neither of
+/// them is the earlier one.
 fn at_once(
     bench: &Bench,
     load: Load,
