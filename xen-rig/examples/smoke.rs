@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! Whether the rig works at all: makes a domain on the running Xen and has its agent execute one instruction of each kind on plain
-//! memory, and one that faults.
+//! memory, and one that faults; and wake up between `sti` and `hlt`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("{kind:?}: domain {}", guest.domid());
         for vcpu in 0..kind.vcpus {
             smoke(&guest, vcpu)?;
+            is_woken(&guest, vcpu)?;
         }
         if guest.fate()? != Fate::Alive {
             return Err("the domain does not live any more".into());
@@ -245,5 +246,28 @@ fn smoke(guest: &Guest, vcpu: u32) -> Result<(), Box<dyn std::error::Error>> {
         return Err(why.into());
     }
     println!("vCPU {vcpu}: {} instructions as expected", results.len());
+    Ok(())
+}
+
+/// A program that comes when the vCPU is about to sleep is not slept through, also where its interrupt comes before `hlt`.
+fn is_woken(guest: &Guest, vcpu: u32) -> Result<(), Box<dyn std::error::Error>> {
+    // Until it sleeps: the last program has just ended.
+    let tries = (1..=100).map(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        guest.pause()?;
+        let moved = guest.before_sleep(vcpu);
+        if moved.is_err() {
+            guest.unpause()?;
+        }
+        moved
+    });
+    let mut tries = tries.skip_while(Result::is_err);
+    tries.next().ok_or("the vCPU does not go to sleep")??;
+    let running = guest.start(vcpu, &[Instr::TimeStamp])?;
+    guest.unpause()?;
+    if !running.wait(Duration::from_secs(10))? {
+        return Err(format!("vCPU {vcpu} sleeps through a program").into());
+    }
+    println!("vCPU {vcpu}: woken before it slept");
     Ok(())
 }

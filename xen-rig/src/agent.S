@@ -9,10 +9,12 @@
     .global xen_rig_agent
     .global xen_rig_agent_fault
     .global xen_rig_agent_irq
+    .global xen_rig_agent_hlt
     .global xen_rig_agent_end
     .hidden xen_rig_agent
     .hidden xen_rig_agent_fault
     .hidden xen_rig_agent_irq
+    .hidden xen_rig_agent_hlt
     .hidden xen_rig_agent_end
 xen_rig_agent:
     mov edi, 0xfee000f0                 // the local APIC takes interrupts
@@ -24,7 +26,8 @@ xen_rig_agent:
     cmp rax, [r15 + 8]
     jne 11f
     sti
-92: hlt
+xen_rig_agent_hlt:
+    hlt
     jmp 10b
 
 11: xor r13d, r13d                      // a program
@@ -90,7 +93,7 @@ xen_rig_agent_irq:                      // the others: wake-ups
     mov dword ptr [rdi], 0
     // `sti` holds interrupts back for one instruction, so none comes between it and `hlt`. QEMU notes that when the guest is left there,
     // and does not look at it when the guest goes on (`helper_vmrun`): a program that was posted meanwhile would be slept through.
-    lea rdi, [rip + 92b]
+    lea rdi, [rip + xen_rig_agent_hlt]
     cmp [rsp + 8], rdi
     jne 93f
     inc qword ptr [rsp + 8]             // past the `hlt`, which has one byte

@@ -19,6 +19,7 @@ unsafe extern "C" {
     static xen_rig_agent: u8;
     static xen_rig_agent_fault: u8;
     static xen_rig_agent_irq: u8;
+    static xen_rig_agent_hlt: u8;
     static xen_rig_agent_end: u8;
 }
 
@@ -55,6 +56,11 @@ pub(crate) fn start(vcpu: u32, vcpus: u32) -> Start {
         idt: IDT,
         ..Start::default()
     }
+}
+
+/// Where an idle vCPU is before it sleeps; it is a byte further on while it does.
+pub(crate) fn before_sleep() -> u64 {
+    in_guest(&raw const xen_rig_agent_hlt)
 }
 
 /// One guest instruction. Addresses are guest-physical; `width` is in bytes: 1, 2, 4 or 8.

@@ -107,22 +107,55 @@ pub struct Place {
     pub cr3: u64,
 }
 
+/// Where a record of a vCPU has its registers: after the descriptor, the FPU's 512 bytes and 16 others, rip, rflags, cr0, cr2, cr3.
+const RIP: usize = 8 + 512 + 16 * 8;
+const RFLAGS: usize = RIP + 8;
+const CR3: usize = RIP + 4 * 8;
+
+/// The records of vCPUs, with their descriptors.
+fn cpus(mut context: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
+    let records = std::iter::from_fn(move || {
+        let (code, instance, all) = record(context)?;
+        context = &context[all.len()..];
+        Some((code, instance, all))
+    });
+    records.filter_map(|(code, instance, all)| (code == CPU).then_some((instance.into(), all)))
+}
+
+fn cpu_of(context: &[u8], vcpu: u32) -> Option<&[u8]> {
+    cpus(context).find_map(|(instance, all)| (instance == vcpu).then_some(all))
+}
+
+fn register(cpu: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(cpu.get(at..at + 8)?.try_into().ok()?))
+}
+
 /// Where a vCPU is, by a domain's context.
-pub(crate) fn place(mut context: &[u8], vcpu: u32) -> Option<Place> {
-    // After the descriptor, the FPU's 512 bytes and 16 registers: rip, rflags, cr0, cr2, cr3.
-    const RIP: usize = 8 + 512 + 16 * 8;
-    const CR3: usize = RIP + 4 * 8;
-    while let Some((code, instance, all)) = record(context) {
-        if code == CPU && u32::from(instance) == vcpu {
-            let word = |at: usize| Some(u64::from_le_bytes(all.get(at..at + 8)?.try_into().ok()?));
-            return Some(Place {
-                rip: word(RIP)?,
-                cr3: word(CR3)?,
-            });
+pub(crate) fn place(context: &[u8], vcpu: u32) -> Option<Place> {
+    let cpu = cpu_of(context, vcpu)?;
+    Some(Place {
+        rip: register(cpu, RIP)?,
+        cr3: register(cpu, CR3)?,
+    })
+}
+
+/// The context to load for a vCPU to be as it is in `current`, but at `rip`, with interrupts on. The others are in it as they are: Xen
+/// lets only those run that a context has.
+pub(crate) fn moved(current: &[u8], vcpu: u32, rip: u64) -> Option<Vec<u8>> {
+    const INTERRUPTS: u64 = 1 << 9;
+    let rflags = register(cpu_of(current, vcpu)?, RFLAGS)? | INTERRUPTS;
+    let mut bytes = initial(current, std::iter::empty());
+    bytes.truncate(bytes.len() - descriptor(END, 0, 0).len());
+    for (instance, cpu) in cpus(current) {
+        let start = bytes.len();
+        bytes.extend(cpu);
+        if instance == vcpu {
+            bytes[start + RIP..][..8].copy_from_slice(&rip.to_le_bytes());
+            bytes[start + RFLAGS..][..8].copy_from_slice(&rflags.to_le_bytes());
         }
-        context = context.get(all.len()..)?;
     }
-    None
+    bytes.extend(descriptor(END, 0, 0));
+    Some(bytes)
 }
 
 /// What firmware programs in the local APIC of the first vCPU, as register and value: it is on, LINT0 takes the PIC's interrupts
@@ -198,6 +231,28 @@ mod tests {
         }
         assert_eq!(place(&bytes, 2), None);
         assert_eq!(place(&bytes[..100], 0), None);
+    }
+
+    #[test]
+    fn a_vcpu_that_is_moved_is_as_before_but_for_its_place() {
+        let start = |rip| Start {
+            rip,
+            r15: rip + 5,
+            ..Start::default()
+        };
+        let header = [descriptor(1, 0, 16), vec![0; 16]].concat();
+        let before = initial(&header, [start(0x1000), start(0x2000)].into_iter());
+        let after = moved(&before, 1, 0x3000).unwrap();
+        assert_eq!(cpu_of(&after, 0), cpu_of(&before, 0));
+        let (old, new) = (cpu_of(&before, 1).unwrap(), cpu_of(&after, 1).unwrap());
+        assert_eq!(new[RIP..RIP + 8], 0x3000_u64.to_le_bytes());
+        assert_eq!(new[RFLAGS..RFLAGS + 8], 0x202_u64.to_le_bytes());
+        assert_eq!(
+            (&old[..RIP], &old[CR3 - 16..]),
+            (&new[..RIP], &new[CR3 - 16..])
+        );
+        assert_eq!(after.len(), before.len());
+        assert_eq!(moved(&before, 2, 0x3000), None);
     }
 
     #[test]

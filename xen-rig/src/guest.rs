@@ -175,6 +175,22 @@ impl Guest {
             .ok_or_else(|| io::Error::other(format!("no vCPU {vcpu} in the domain's context")))
     }
 
+    /// Puts an idle vCPU of a paused domain where the emulator may leave it when it is interrupted: behind `sti`, before its `hlt`, with
+    /// interrupts let through. The next program has to wake it all the same.
+    ///
+    /// # Errors
+    /// Xen's; and for a vCPU that does not sleep.
+    pub fn before_sleep(&self, vcpu: u32) -> io::Result<()> {
+        let Inner { xen, domid, .. } = &*self.inner;
+        let current = domctl::context(xen, *domid)?;
+        let sleep = agent::before_sleep();
+        let asleep = context::place(&current, vcpu).filter(|place| place.rip == sleep + 1);
+        let moved = asleep.and_then(|_| context::moved(&current, vcpu, sleep));
+        let mut bytes =
+            moved.ok_or_else(|| io::Error::other(format!("vCPU {vcpu} does not sleep")))?;
+        domctl::set_context(xen, *domid, &mut bytes)
+    }
+
     /// Sets one of the domain's parameters (`HVM_PARAM_*`).
     ///
     /// # Errors

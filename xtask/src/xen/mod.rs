@@ -39,7 +39,7 @@ use crate::main_job;
 /// Of the machine, if nobody says otherwise: the steadiest.
 const PROCESSORS: u8 = 1;
 /// What the backend is tested with, in one boot.
-const BACKEND: &[&str] = &["backend", "linux", "migrate", "kills"];
+const BACKEND: &[&str] = &["smoke", "backend", "linux", "migrate", "kills"];
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
