@@ -220,6 +220,45 @@ fn neighbours_are_one_range_whatever_they_lead_to_and_whichever_leaf_they_are_in
 }
 
 #[test]
+fn parking_ends_with_the_page_whoever_else_is_parked() {
+    let grace = Grace::new();
+    let map = PageMap::new(Gfn(0xfff), Arc::clone(&grace)).unwrap();
+    let route = Counted::new("route");
+    // Two leaves; the first has a page of which nobody says that it is parked.
+    let (alone, neighbours) = (Gfn(3), GfnRange::sized(0x200, 4).unwrap());
+    for pages in [alone.into(), Gfn(4).into(), neighbours] {
+        map.insert(pages, &route).unwrap();
+    }
+    let is_free = |gfn: Gfn| {
+        let mut reader = grace.reader();
+        let guard = reader.enter();
+        let page = map.find(gfn, &guard).unwrap();
+        page.lock().is_ok()
+    };
+    assert!(map.park(alone) && map.park(Gfn(0x201)) && map.park(Gfn(0x202)));
+    // One by one: each but the last goes while others are parked.
+    assert_eq!(map.remove(Gfn(0x201).into()), 1);
+    assert_eq!(map.remove(alone.into()), 1);
+    assert!(!is_free(Gfn(0x202)), "not removed");
+    assert_eq!(map.remove(Gfn(0x202).into()), 1);
+    for gfn in [alone, Gfn(0x201), Gfn(0x202)] {
+        map.insert(gfn.into(), &route).unwrap();
+        assert!(is_free(gfn), "{gfn}");
+    }
+    // With nobody parked, pages come, go and are parked again.
+    assert_eq!(map.remove(neighbours), 4);
+    map.insert(neighbours, &route).unwrap();
+    assert!(map.park(Gfn(0x200)) && !is_free(Gfn(0x200)));
+    map.unpark(Gfn(0x200));
+    map.unpark(Gfn(0x200));
+    assert!(is_free(Gfn(0x200)));
+    assert!(map.park(Gfn(0x203)));
+    map.clear();
+    map.insert(neighbours, &route).unwrap();
+    assert!(is_free(Gfn(0x203)));
+}
+
+#[test]
 fn a_page_is_parked_only_between_park_and_unpark() {
     let grace = Grace::new();
     let map = PageMap::new(Gfn(2047), grace.clone()).unwrap();

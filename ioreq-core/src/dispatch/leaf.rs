@@ -5,13 +5,14 @@
 //! The leaf of the page map: 512 frames, a word and an order byte each, and nothing else.
 
 use std::fmt;
+use std::ops::Range;
 
 use super::kind::Kinds;
 use super::order::{self, Locked, Parked};
+use super::tally::Part;
 use super::zeroed::Zero;
 use crate::handler::HandlerRef;
 use crate::ids::Gfn;
-use crate::range::GfnRange;
 use crate::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 
 /// log2 of the frames of a leaf.
@@ -50,14 +51,16 @@ impl Leaf {
         }
     }
 
-    /// The entries of `part`, which lies within the leaf.
-    pub(super) fn routes(&self, part: GfnRange) -> &[Entry] {
-        &self.routes[place(part.first())..=place(part.last())]
+    /// The entries of `part`, which is of this leaf.
+    #[inline]
+    pub(super) fn routes(&self, part: Part) -> &[Entry] {
+        &self.routes[places(part)]
     }
 
-    /// The orders of `part`, which lies within the leaf.
-    pub(super) fn orders(&self, part: GfnRange) -> &[AtomicU8] {
-        &self.orders[place(part.first())..=place(part.last())]
+    /// The orders of `part`, which is of this leaf.
+    #[inline]
+    pub(super) fn orders(&self, part: Part) -> &[AtomicU8] {
+        &self.orders[places(part)]
     }
 
     /// Whether no order in it is held or parked.
@@ -75,6 +78,17 @@ fn place(gfn: u64) -> usize {
     )]
     let at = (gfn & (LEAF as u64 - 1)) as usize;
     at
+}
+
+#[inline]
+fn places(part: Part) -> Range<usize> {
+    let first = place(part.first());
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "at most the frames of a leaf"
+    )]
+    let pages = part.pages() as usize;
+    first..first + pages
 }
 
 /// A tracked page, found under a guard.
@@ -172,7 +186,7 @@ impl<'g, R> Page<'g, R> {
     #[inline]
     pub(super) fn word(&self) -> *mut () {
         // Acquire: pairs with the Release of `PageMap::insert` and `replace`. SeqCst besides: after the taking of the order, if
-        // it was taken (see `PageMap::unlink_if_empty`).
+        // it was taken (see `PageMap::unlink_if_free`).
         self.route.load(Ordering::SeqCst)
     }
 

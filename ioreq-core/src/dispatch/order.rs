@@ -60,7 +60,7 @@ impl Drop for Locked<'_> {
 #[inline]
 pub(super) fn lock(byte: &AtomicU8) -> Result<Locked<'_>, Parked> {
     // Acquire: pairs with the Release of the last holder, and of `unpark`. SeqCst besides: the order is taken before the
-    // route is looked at, or the leaf could be unlinked between (see `PageMap::unlink_if_empty`).
+    // route is looked at, or the leaf could be unlinked between (see `PageMap::unlink_if_free`).
     match byte.compare_exchange(FREE, HELD, Ordering::SeqCst, Ordering::Relaxed) {
         Ok(_) => Ok(taken(byte)),
         Err(PARKED) => Err(Parked),
@@ -102,10 +102,11 @@ pub(super) fn park(byte: &AtomicU8) -> bool {
         .is_ok()
 }
 
-/// Ends parking. Nothing happens to a byte that is not parked.
-pub(super) fn unpark(byte: &AtomicU8) {
+/// Ends parking; false, and nothing happens, if the byte is not parked.
+pub(super) fn unpark(byte: &AtomicU8) -> bool {
     // Release: pairs with the Acquire in `lock`.
-    let _not_parked = byte.compare_exchange(PARKED, FREE, Ordering::Release, Ordering::Relaxed);
+    byte.compare_exchange(PARKED, FREE, Ordering::Release, Ordering::Relaxed)
+        .is_ok()
 }
 
 pub(super) fn is_parked(byte: &AtomicU8) -> bool {

@@ -18,7 +18,7 @@ use super::grace::{Grace, ReadGuard};
 use super::kind::{Kind, Kinds, Way};
 use super::leaf::{Entry, LEAF_SHIFT, Leaf, Page};
 use super::order;
-use super::tally::{Tally, leaf_of};
+use super::tally::{Part, Parts, Tally, leaf_of};
 use super::zeroed::{boxed, table};
 use crate::error::{Error, ErrorKind, Op, Result};
 use crate::handler::{HandlerType, PageHandler};
@@ -79,10 +79,14 @@ impl<R: Send + Sync + 'static> Unlinked<R> {
     }
 
     /// Frees it all when no reader looks at it any more.
+    #[inline]
     fn retire(self, grace: &Grace) {
-        let routes = self.routes.len() + self.handlers.len();
-        if !self.leaves.is_empty() || routes > 0 {
+        let things = self.leaves.capacity() + self.routes.capacity() + self.handlers.capacity();
+        if things > 0 {
             grace.retire(move || drop(self));
+        } else {
+            // Nothing to drop, which a compiler does not see.
+            std::mem::forget(self);
         }
     }
 }
@@ -165,19 +169,19 @@ impl<R: Send + Sync + 'static> PageMap<R> {
 
     /// The first of `pages` that is tracked, or with `tracked` false, the first that is not.
     fn first_that_is(&self, tracked: bool, pages: GfnRange, tally: &Tally) -> Option<Gfn> {
-        let has_it = |part: GfnRange| match self.leaf(leaf_of(part.first()), tally) {
+        let has_it = |part: Part| match self.leaf(part.leaf(), tally) {
             _ if tally.is_all(part, tracked) => Some(Gfn(part.first())),
             _ if tally.is_all(part, !tracked) => None,
             None => (!tracked).then_some(Gfn(part.first())),
             Some(leaf) => {
                 // Relaxed: routes change under the lock that we hold.
-                let mut entries = leaf.routes(part).iter().zip(part.iter());
+                let mut entries = leaf.routes(part).iter().zip(part.frames());
                 entries
                     .find(|(entry, _)| entry.load(Ordering::Relaxed).is_null() != tracked)
                     .map(|(_, gfn)| gfn)
             }
         };
-        Tally::parts(pages).find_map(has_it)
+        Parts::of(pages).find_map(has_it)
     }
 
     fn check_route(&self, route: &Counted<R>, pages: GfnRange) -> Result<()> {
@@ -210,8 +214,8 @@ impl<R: Send + Sync + 'static> PageMap<R> {
             return Err(err.about(GfnRange::from(gfn)));
         }
         route.hold(pages.pages());
-        for part in Tally::parts(pages) {
-            let Some(leaf) = self.make_leaf(leaf_of(part.first()), &tally) else {
+        for part in Parts::of(pages) {
+            let Some(leaf) = self.make_leaf(part.leaf(), &tally) else {
                 continue;
             };
             for entry in leaf.routes(part) {
@@ -242,8 +246,8 @@ impl<R: Send + Sync + 'static> PageMap<R> {
         }
         let mut unlinked = Unlinked::new();
         route.hold(pages.pages());
-        for part in Tally::parts(pages) {
-            if let Some(leaf) = self.leaf(leaf_of(part.first()), &tally) {
+        for part in Parts::of(pages) {
+            if let Some(leaf) = self.leaf(part.leaf(), &tally) {
                 self.overwrite(leaf.routes(part), || route.word(), &mut unlinked);
             }
         }
@@ -284,9 +288,12 @@ impl<R: Send + Sync + 'static> PageMap<R> {
             routes, handlers, ..
         } = unlinked;
         let mut let_go = |run: *const Node<R>, pages: u64| {
-            if !run.is_null() {
-                // SAFETY: it was in that many entries, under the map's lock, until we overwrote them.
-                routes.extend(unsafe { Node::let_go(run, pages) });
+            if run.is_null() {
+                return;
+            }
+            // SAFETY: it was in that many entries, under the map's lock, until we overwrote them.
+            if let Some(node) = unsafe { Node::let_go(run, pages) } {
+                routes.push(node);
             }
         };
         for entry in entries {
@@ -329,21 +336,28 @@ impl<R: Send + Sync + 'static> PageMap<R> {
             if tally.is_all(part, false) {
                 continue;
             }
-            let Some(leaf) = self.leaf(leaf_of(part.first()), &tally) else {
+            let Some(leaf) = self.leaf(part.leaf(), &tally) else {
                 continue;
             };
             let here = self.overwrite(leaf.routes(part), std::ptr::null_mut, &mut unlinked);
-            // The routes go before parking ends, so that a request that was parked finds none.
-            let parked = leaf.orders(part).iter();
-            parked
-                .filter(|byte| order::is_parked(byte))
-                .for_each(order::unpark);
+            if tally.has_parked() {
+                // The routes go before parking ends, so that a request that was parked finds none.
+                let parked = leaf.orders(part).iter();
+                let parked = parked.filter(|byte| order::is_parked(byte) && order::unpark(byte));
+                tally.unpark(parked.count() as u64);
+            }
             tally.subtract(part, here);
             removed += here;
-            self.unlink_if_empty(leaf_of(part.first()), &mut tally, &mut unlinked);
+            if tally.is_empty(part.leaf()) {
+                self.unlink_if_free(part.leaf(), &mut tally, &mut unlinked);
+            }
         }
-        for number in tally.take_lingering() {
-            self.unlink_if_empty(number, &mut tally, &mut unlinked);
+        if tally.has_lingering() {
+            for number in tally.take_lingering() {
+                if tally.is_empty(number) {
+                    self.unlink_if_free(number, &mut tally, &mut unlinked);
+                }
+            }
         }
         // Relaxed: as in `insert`.
         let len = self.len.load(Ordering::Relaxed);
@@ -364,13 +378,11 @@ impl<R: Send + Sync + 'static> PageMap<R> {
     /// A reader may have found the page before its route went, and take its order after we looked. It looks at the route only
     /// then: of its taking and our fence one is first in the order of SeqCst operations. Either we see the order taken, or it
     /// sees the route gone, and serves nothing.
-    fn unlink_if_empty(&self, number: u64, tally: &mut Tally, unlinked: &mut Unlinked<R>) {
+    #[cold]
+    fn unlink_if_free(&self, number: u64, tally: &mut Tally, unlinked: &mut Unlinked<R>) {
         let Some(leaf) = self.leaf(number, tally) else {
             return;
         };
-        if !tally.is_empty(number) {
-            return;
-        }
         fence(Ordering::SeqCst);
         if !leaf.is_free() {
             tally.linger(number);
@@ -389,17 +401,23 @@ impl<R: Send + Sync + 'static> PageMap<R> {
 
     /// Leaves the page's writes unanswered from now on; false while one is being served, or if the page is not tracked.
     pub fn park(&self, gfn: Gfn) -> bool {
-        let tally = self.tally();
+        let mut tally = self.tally();
         let leaf = self.leaf(leaf_of(gfn.0), &tally);
         let page = leaf.map(|leaf| leaf.page(gfn, &self.kinds));
-        page.is_some_and(|page| page.is_linked() && order::park(page.order()))
+        let parked = page.is_some_and(|page| page.is_linked() && order::park(page.order()));
+        if parked {
+            tally.park();
+        }
+        parked
     }
 
     /// Ends parking.
     pub fn unpark(&self, gfn: Gfn) {
-        let tally = self.tally();
-        if let Some(leaf) = self.leaf(leaf_of(gfn.0), &tally) {
-            order::unpark(leaf.page(gfn, &self.kinds).order());
+        let mut tally = self.tally();
+        let leaf = self.leaf(leaf_of(gfn.0), &tally);
+        let page = leaf.map(|leaf| leaf.page(gfn, &self.kinds));
+        if page.is_some_and(|page| order::unpark(page.order())) {
+            tally.unpark(1);
         }
     }
 
@@ -476,13 +494,13 @@ impl<R: Send + Sync + 'static> PageMap<R> {
                 continue;
             }
             if tally.is_all(part, true) {
-                add(part);
+                part.range().into_iter().for_each(&mut add);
                 continue;
             }
-            let Some(leaf) = self.leaf(leaf_of(part.first()), &tally) else {
+            let Some(leaf) = self.leaf(part.leaf(), &tally) else {
                 continue;
             };
-            for (gfn, entry) in part.iter().zip(leaf.routes(part)) {
+            for (gfn, entry) in part.frames().zip(leaf.routes(part)) {
                 // Relaxed: routes change under the lock that we hold.
                 if !entry.load(Ordering::Relaxed).is_null() {
                     add(gfn.into());
