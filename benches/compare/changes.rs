@@ -22,12 +22,42 @@ use crate::support::walk::Walk;
 /// Turns between two collections of what tracked pages left behind: the server collects once a batch of pages.
 const COLLECT_EVERY: u64 = 64;
 
-/// Changes that a turn makes.
-pub(crate) const CHANGES: u32 = 3;
-
-/// Adds a page's range where none is, removes it, and replaces a range of the layout: a *turn*.
+/// What can be changed.
 pub(crate) trait Changing: Contender {
-    fn turn(&self, layout: Layout, range: u64, turn: u64);
+    /// Adds a page's range where none is, behind that range of the layout, and removes it.
+    fn come_and_go(&self, layout: Layout, range: u64);
+
+    /// Replaces that range of the layout.
+    fn replace(&self, layout: Layout, range: u64, turn: u64);
+
+    /// After each turn.
+    fn tidy(&self, _turn: u64) {}
+}
+
+/// What an updater does in a turn.
+#[derive(Clone, Copy)]
+pub(crate) enum Turn {
+    /// A range comes and goes: two changes.
+    ComeAndGo,
+    /// And one that the dispatcher uses is replaced.
+    Replacing,
+}
+
+impl Turn {
+    pub(crate) fn make(self, of: &dyn Changing, layout: Layout, range: u64, turn: u64) {
+        of.come_and_go(layout, range);
+        if let Turn::Replacing = self {
+            of.replace(layout, range, turn);
+        }
+        of.tidy(turn);
+    }
+
+    pub(crate) fn changes(self) -> u32 {
+        match self {
+            Turn::ComeAndGo => 2,
+            Turn::Replacing => 3,
+        }
+    }
 }
 
 /// First address of the page behind a range, which nobody writes to.
@@ -37,20 +67,25 @@ fn gap(layout: Layout, range: u64) -> u64 {
 
 /// As routes are added, retracted and replaced at the server.
 impl Changing for Ranges {
-    fn turn(&self, layout: Layout, range: u64, _: u64) {
-        let route = |base: u64| {
-            let handler = Device::new(layout.device(range));
-            let addrs = MmioRange::sized(base, layout.len).expect("in the space");
-            (addrs, Route { handler, base })
-        };
-        let (behind, new) = route(gap(layout, range));
+    fn come_and_go(&self, layout: Layout, range: u64) {
+        let (behind, new) = new_route(layout, range, gap(layout, range));
         self.map.insert(behind, new).expect("nothing is there");
         assert!(self.map.remove(behind));
         self.grace.collect_in_batches();
-        let (here, new) = route(layout.first(range));
+    }
+
+    fn replace(&self, layout: Layout, range: u64, _: u64) {
+        let (here, new) = new_route(layout, range, layout.first(range));
         assert!(self.map.replace(here, new));
         self.grace.collect_in_batches();
     }
+}
+
+/// A route at `base` to the device of that range.
+fn new_route(layout: Layout, range: u64, base: u64) -> (MmioRange, Route) {
+    let handler = Device::new(layout.device(range));
+    let addrs = MmioRange::sized(base, layout.len).expect("in the space");
+    (addrs, Route { handler, base })
 }
 
 /// Tracked pages, and two routes to each device, between which pages are moved.
@@ -93,15 +128,22 @@ impl Contender for ChangingPages {
 }
 
 impl Changing for ChangingPages {
-    fn turn(&self, layout: Layout, range: u64, turn: u64) {
-        let [one, other] = Self::routes_in(&self.routes, layout, range);
-        let page = self.pages.frames(layout, range, 1);
+    fn come_and_go(&self, layout: Layout, range: u64) {
+        let [route, _] = Self::routes_in(&self.routes, layout, range);
         let gap = Gfn::of(GuestAddress(gap(layout, range))).into();
         let map = &self.pages.map;
-        map.insert(gap, one).expect("nothing is there");
+        map.insert(gap, route).expect("nothing is there");
         assert_eq!(map.remove(gap), 1);
+    }
+
+    fn replace(&self, layout: Layout, range: u64, turn: u64) {
+        let [one, other] = Self::routes_in(&self.routes, layout, range);
+        let page = self.pages.frames(layout, range, 1);
         let route = if turn.is_multiple_of(2) { other } else { one };
-        map.replace(page, route).expect("it is tracked");
+        self.pages.map.replace(page, route).expect("it is tracked");
+    }
+
+    fn tidy(&self, turn: u64) {
         if turn.is_multiple_of(COLLECT_EVERY) {
             self.pages.grace.collect();
         }
@@ -113,15 +155,18 @@ fn device(layout: Layout, range: u64) -> DynDevice {
 }
 
 impl Changing for RwVmDevice {
-    fn turn(&self, layout: Layout, range: u64, _: u64) {
+    fn come_and_go(&self, layout: Layout, range: u64) {
         let write = || self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let (here, behind) = (bus_range(layout, range), gap(layout, range));
-        let behind = bus_range_at(behind, layout.len);
+        let behind = bus_range_at(gap(layout, range), layout.len);
         let added = write().register_mmio(behind, device(layout, range));
         added.expect("nothing is there");
         let base = behind.base();
         write().deregister_mmio(base).expect("it is there");
-        let mut manager = write();
+    }
+
+    fn replace(&self, layout: Layout, range: u64, _: u64) {
+        let here = bus_range(layout, range);
+        let mut manager = self.0.write().unwrap_or_else(PoisonError::into_inner);
         manager.deregister_mmio(here.base()).expect("it is there");
         let renewed = manager.register_mmio(here, device(layout, range));
         renewed.expect("nothing is there");
@@ -129,31 +174,42 @@ impl Changing for RwVmDevice {
 }
 
 impl Changing for RwTree {
-    fn turn(&self, layout: Layout, range: u64, _: u64) {
+    fn come_and_go(&self, layout: Layout, range: u64) {
         let write = || self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let (here, behind) = (layout.first(range), gap(layout, range));
+        let behind = gap(layout, range);
         write().insert(behind, (layout.len, device(layout, range)));
         write().remove(&behind).expect("it is there");
-        write().insert(here, (layout.len, device(layout, range)));
+    }
+
+    fn replace(&self, layout: Layout, range: u64, _: u64) {
+        let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        map.insert(layout.first(range), (layout.len, device(layout, range)));
     }
 }
 
 impl Changing for RwHash {
-    fn turn(&self, layout: Layout, range: u64, _: u64) {
+    fn come_and_go(&self, layout: Layout, range: u64) {
         let write = || self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let (here, behind) = (layout.first(range) >> 12, gap(layout, range) >> 12);
+        let behind = gap(layout, range) >> 12;
         write().insert(behind, device(layout, range));
         write().remove(&behind).expect("it is there");
-        write().insert(here, device(layout, range));
+    }
+
+    fn replace(&self, layout: Layout, range: u64, _: u64) {
+        let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        map.insert(layout.first(range) >> 12, device(layout, range));
     }
 }
 
 impl Changing for Papaya {
-    fn turn(&self, layout: Layout, range: u64, _: u64) {
-        let map = self.0.pin();
-        let (here, behind) = (layout.first(range) >> 12, gap(layout, range) >> 12);
+    fn come_and_go(&self, layout: Layout, range: u64) {
+        let (map, behind) = (self.0.pin(), gap(layout, range) >> 12);
         map.insert(behind, device(layout, range));
         map.remove(&behind).expect("it is there");
-        map.insert(here, device(layout, range));
+    }
+
+    fn replace(&self, layout: Layout, range: u64, _: u64) {
+        let here = layout.first(range) >> 12;
+        self.0.pin().insert(here, device(layout, range));
     }
 }

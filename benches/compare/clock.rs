@@ -3,13 +3,12 @@
 //! Timing on a machine that others use, too: in slices so short that most are not disturbed. A slice in which one of its threads had to
 //! share its CPU is thrown away (see [`calm`](crate::calm)); waiting of one's own accord (for a lock) counts.
 
-use std::hint::{black_box, spin_loop};
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam::utils::CachePadded;
-
 use crate::calm::{self, Watch};
+use crate::line::{Line, Place};
 use crate::support::contender::{Contender, serve_checked};
 use crate::support::device::taken;
 use crate::support::walk::{Ends, Walk};
@@ -20,6 +19,8 @@ const SLICE: Duration = Duration::from_micros(125);
 const WANTED: usize = 15;
 /// Slices after which those that were disturbed count as well.
 const PATIENCE: usize = 10 * WANTED;
+/// The same of turns, of several slices each.
+pub(crate) const TURNS: usize = 4 * WANTED;
 
 /// What a figure rests on.
 #[derive(Clone, Copy, Debug)]
@@ -48,15 +49,29 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
 
 /// Takes slices until enough are undisturbed. A slice says how long it took per write, and whether it was disturbed.
 pub(crate) fn figure(mut slice: impl FnMut() -> (f64, bool)) -> Figure {
-    let (mut good, mut all) = (Vec::new(), Vec::new());
-    while good.len() < WANTED && all.len() < PATIENCE {
+    let [figure] = figures((0..PATIENCE).map(|_| {
         let (ns, disturbed) = slice();
-        all.push(ns);
+        ([ns], disturbed)
+    }));
+    figure
+}
+
+/// Takes turns until enough are undisturbed, or there is none left. Several figures are taken of each.
+pub(crate) fn figures<const N: usize>(
+    turns: impl IntoIterator<Item = ([f64; N], bool)>,
+) -> [Figure; N] {
+    let (mut good, mut all) = (Vec::new(), Vec::new());
+    for (values, disturbed) in turns {
+        all.push(values);
         if !disturbed {
-            good.push(ns);
+            good.push(values);
+        }
+        if good.len() == WANTED {
+            break;
         }
     }
-    of_slices(good, all, WANTED)
+    let of = |turns: &[[f64; N]], at: usize| turns.iter().map(|values| values[at]).collect();
+    std::array::from_fn(|at| of_slices(of(&good, at), of(&all, at), WANTED))
 }
 
 /// Of undisturbed slices, or of all if too few of those that were wanted are.
@@ -80,7 +95,7 @@ pub(crate) fn writes_per_slice(contender: &dyn Contender, walk: &mut Walk, warm_
     // The check's replay is in it, so that slices turn out shorter rather than longer.
     let write = started.elapsed() / warm_up;
     let writes = SLICE.as_nanos() / write.as_nanos().max(1);
-    u32::try_from(writes).unwrap_or(u32::MAX).clamp(64, 1 << 20)
+    u32::try_from(writes).unwrap_or(u32::MAX).clamp(8, 1 << 20)
 }
 
 /// One slice: nanoseconds per write, and whether others had a part of the CPU meanwhile.
@@ -140,110 +155,91 @@ pub(crate) fn cold_thread(contender: &dyn Contender, mut walk: Walk, warm_up: u3
     of_slices(good, all, COLD_SLICES)
 }
 
-/// Times that two threads look whether both CPUs are calm, in all slices of a figure: some tenths of a second.
-const LOOKS: u32 = 1 << 16;
+/// Two threads, on CPUs 0 and 1, that serve the same ranges, each from its own walk, until one has made all writes of the slice.
+/// Nanoseconds per write of both together: half as many as one thread's if they do not hinder each other. In between, each makes a
+/// slice by itself, so that what both do is compared with what one does at the same time on the same CPUs.
+pub(crate) fn two_threads(contender: &dyn Contender, walks: [Walk; 2], warm_up: u32) -> Together {
+    let shared = Shared {
+        line: Line::default(),
+        writes: AtomicU32::new(u32::MAX),
+        ends: Ends::default(),
+    };
+    let [first, second] = walks;
+    let (mine, other) = std::thread::scope(|scope| {
+        let shared = &shared;
+        let other = scope.spawn(move || turns(contender, second, warm_up, 1, shared));
+        let mine = turns(contender, first, warm_up, 0, shared);
+        (mine, other.join().expect("the answers are right"))
+    });
+    // What the two do in the same time, and an average one of them.
+    let both = |a: f64, b: f64| 1.0 / (1.0 / a + 1.0 / b);
+    let turns = mine.into_iter().zip(other).map(|(a, b)| {
+        let together = both(a.together, b.together);
+        let to_one = together / (2.0 * both(a.alone, b.alone));
+        ([together, to_one], a.disturbed || b.disturbed)
+    });
+    let [figure, to_one] = figures(turns);
+    let to_one = to_one.ns;
+    Together { figure, to_one }
+}
 
-/// Threads that begin at the same time.
-#[derive(Default)]
-struct Line {
-    arrived: CachePadded<AtomicUsize>,
-    /// Looks that found a CPU that was not calm.
-    restless: CachePadded<AtomicUsize>,
+/// What two threads do.
+pub(crate) struct Together {
+    pub(crate) figure: Figure,
+    /// Time of a write by both, to that of one thread by itself.
+    pub(crate) to_one: f64,
+}
+
+/// What they share.
+struct Shared {
+    line: Line,
     /// Writes of a slice, the fewest that anybody thinks right.
     writes: AtomicU32,
     ends: Ends,
 }
 
-/// A thread's place in it.
-struct Place<'a> {
-    line: &'a Line,
-    waited: usize,
-    restless: usize,
-    looks: u32,
+/// A thread's slices of a turn: nanoseconds per write.
+struct Turn {
+    together: f64,
+    alone: f64,
+    disturbed: bool,
 }
 
-impl<'a> Place<'a> {
-    fn new(line: &'a Line) -> Self {
-        Place {
-            line,
-            waited: 0,
-            restless: 0,
-            looks: LOOKS,
-        }
-    }
-
-    /// Waits, spinning, until both have come.
-    fn wait(&mut self) {
-        self.waited += 2;
-        // AcqRel: what was written before is seen after.
-        self.line.arrived.fetch_add(1, Ordering::AcqRel);
-        while self.line.arrived.load(Ordering::Acquire) < self.waited {
-            spin_loop();
-        }
-    }
-
-    /// Waits until both CPUs do as much as they can at the same time, which two threads of one core cannot, or no longer.
-    fn wait_calm(&mut self) {
-        while self.looks > 0 {
-            self.looks -= 1;
-            self.wait();
-            if !calm::is_calm() {
-                // Relaxed, and below: the line orders it. So both see the same number, and go on together.
-                self.line.restless.fetch_add(1, Ordering::Relaxed);
-            }
-            self.wait();
-            let before = self.restless;
-            self.restless = self.line.restless.load(Ordering::Relaxed);
-            if self.restless == before {
-                return;
-            }
-        }
-        self.wait();
-    }
-}
-
-/// Two threads, on CPUs 0 and 1, that serve the same ranges, each from its own walk, until one has made all writes of the slice.
-/// Nanoseconds per write of both together: half as many as one thread's if they do not hinder each other.
-pub(crate) fn two_threads(contender: &dyn Contender, walks: [Walk; 2], warm_up: u32) -> Figure {
-    let line = Line {
-        writes: AtomicU32::new(u32::MAX),
-        ..Line::default()
-    };
-    let [first, second] = walks;
-    std::thread::scope(|scope| {
-        let line = &line;
-        let other = scope.spawn(move || slices(contender, second, warm_up, 1, line));
-        let mine = slices(contender, first, warm_up, 0, line);
-        let other = other.join().expect("the answers are right");
-        let mut both = mine.into_iter().zip(other);
-        figure(|| {
-            both.next()
-                .map_or((f64::NAN, true), |((a, a_disturbed), (b, b_disturbed))| {
-                    (1.0 / (1.0 / a + 1.0 / b), a_disturbed || b_disturbed)
-                })
-        })
-    })
-}
-
-/// As many slices as might be needed, each begun and ended together.
-fn slices(
+/// As many turns as might be needed, each slice begun and ended together.
+fn turns(
     contender: &dyn Contender,
     mut walk: Walk,
     warm_up: u32,
     cpu: usize,
-    line: &Line,
-) -> Vec<(f64, bool)> {
+    shared: &Shared,
+) -> Vec<Turn> {
     pin(cpu);
-    let mut place = Place::new(line);
+    let mut place = Place::new(&shared.line);
     place.wait();
     let writes = writes_per_slice(contender, &mut walk, warm_up);
     // Relaxed: the line orders it.
-    line.writes.fetch_min(writes, Ordering::Relaxed);
+    shared.writes.fetch_min(writes, Ordering::Relaxed);
     place.wait();
-    let slice = |number| {
+    let writes = shared.writes.load(Ordering::Relaxed);
+    let mut turn = |number| {
         place.wait_calm();
-        walk.together(&line.ends, number);
-        checked_slice(contender, &mut walk, line.writes.load(Ordering::Relaxed))
+        walk.together(&shared.ends, number);
+        let (together, mut disturbed) = checked_slice(contender, &mut walk, writes);
+        walk.by_itself();
+        let mut alone = f64::NAN;
+        for whose in 0..2 {
+            place.wait_calm();
+            if whose == cpu {
+                let (ns, restless) = checked_slice(contender, &mut walk, writes);
+                alone = ns;
+                disturbed |= restless;
+            }
+        }
+        Turn {
+            together,
+            alone,
+            disturbed,
+        }
     };
-    (1..=PATIENCE).map(slice).collect()
+    (1..=TURNS).map(&mut turn).collect()
 }

@@ -11,6 +11,7 @@ mod clock;
 mod counting;
 mod floors;
 mod guest;
+mod line;
 mod memory;
 mod mixed;
 mod plan;
@@ -65,6 +66,8 @@ struct Series<'a> {
     threads: u32,
     cold: bool,
     figures: Vec<Figure>,
+    /// For two threads.
+    to_one: Vec<f64>,
 }
 
 impl Series<'_> {
@@ -78,7 +81,11 @@ impl Series<'_> {
         self.figures.push(match self.threads {
             1 if self.cold => cold_thread(&**contender, walk(0), warm_up),
             1 => one_thread(&**contender, walk(0), warm_up),
-            _ => two_threads(&**contender, [walk(0), walk(1)], warm_up),
+            _ => {
+                let both = two_threads(&**contender, [walk(0), walk(1)], warm_up);
+                self.to_one.push(both.to_one);
+                both.figure
+            }
         });
     }
 
@@ -91,14 +98,19 @@ impl Series<'_> {
     }
 
     fn row(&self, group: &Group) -> Row {
-        Row::new(
+        let row = Row::new(
             group.name,
             group.layout.count,
             self.pattern(),
             self.contender.0,
             &self.figures,
-        )
-        .by(self.threads)
+        );
+        match self.threads {
+            1 => row,
+            more => row
+                .by(more)
+                .in_turns_with("one thread", self.to_one.clone()),
+        }
     }
 }
 
@@ -118,6 +130,7 @@ fn measure(group: &Group, rounds: u32) {
                 threads: *threads,
                 cold: false,
                 figures: Vec::new(),
+                to_one: Vec::new(),
             }));
         }
         if group.cold {
@@ -127,6 +140,7 @@ fn measure(group: &Group, rounds: u32) {
                 threads: 1,
                 cold: true,
                 figures: Vec::new(),
+                to_one: Vec::new(),
             });
         }
     }

@@ -20,6 +20,9 @@ pub(crate) struct Row {
     rounds: Vec<f64>,
     /// Rounds in which too few slices were undisturbed.
     disturbed: usize,
+    /// What it was measured in turns with, and the ratio to that in each round.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    in_turns: Option<(&'static str, Vec<f64>)>,
 }
 
 impl Row {
@@ -39,6 +42,7 @@ impl Row {
             unit: "ns",
             rounds: figures.iter().map(|figure| figure.ns).collect(),
             disturbed: figures.iter().filter(|figure| figure.disturbed).count(),
+            in_turns: None,
         }
     }
 
@@ -58,6 +62,12 @@ impl Row {
     /// The same by so many threads.
     pub(crate) fn by(self, threads: u32) -> Self {
         Row { threads, ..self }
+    }
+
+    /// Measured in turns with something else: each round's ratio to that.
+    pub(crate) fn in_turns_with(self, other: &'static str, ratios: Vec<f64>) -> Self {
+        let in_turns = Some((other, ratios));
+        Row { in_turns, ..self }
     }
 
     pub(crate) fn print(&self) {

@@ -3,6 +3,7 @@
 //! What changes of the tracked pages cost. No hypercalls: the maps alone.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -98,6 +99,17 @@ impl Churn for Papaya {
     }
 }
 
+/// One atomic exchange of a page's word: what has to be fetched from memory whoever looks after the pages.
+struct Swap(Vec<AtomicU64>);
+
+impl Churn for Swap {
+    fn again(&self, page: u64) {
+        let word = usize::try_from(page).ok().and_then(|at| self.0.get(at));
+        // SeqCst, as whatever x86 exchanges: nothing after it begins before the word is here.
+        let _before = word.expect("below the count").swap(page, Ordering::SeqCst);
+    }
+}
+
 /// Pages 0 to `MANY`, all of one device.
 fn entries() -> impl Iterator<Item = (u64, DynDevice)> {
     let device: DynDevice = Device::new(0);
@@ -110,8 +122,10 @@ fn churn(rounds: u32) -> Vec<Row> {
     entries().for_each(|(page, device)| {
         papaya.pin().insert(page, device);
     });
-    let contenders: [(&str, Box<dyn Churn>); 4] = [
+    let words = (0..MANY).map(AtomicU64::new).collect();
+    let contenders: [(&str, Box<dyn Churn>); 5] = [
         ("ours", Box::new(Ours::full())),
+        ("one exchange", Box::new(Swap(words))),
         (
             "RwLock<BTreeMap>",
             Box::new(Tree(RwLock::new(entries().collect()))),

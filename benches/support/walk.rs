@@ -84,6 +84,12 @@ impl Walk {
         self.together = Some((ends.clone(), slice));
     }
 
+    /// From now on, slices are its own.
+    #[allow(dead_code, reason = "criterion's benchmarks have one thread")]
+    pub(crate) fn by_itself(&mut self) {
+        self.together = None;
+    }
+
     /// Writes that were made of the last ones that were asked for.
     pub(crate) fn made(&self) -> u32 {
         self.made

@@ -21,6 +21,9 @@ pub(crate) struct Row {
     rounds: Vec<f64>,
     /// Rounds whose figure is of slices in which others took the CPU.
     pub(crate) disturbed: usize,
+    /// What it was measured in turns with, and each round's ratio to that.
+    #[serde(default)]
+    in_turns: Option<(String, Vec<f64>)>,
 }
 
 fn nanoseconds() -> String {
@@ -99,20 +102,6 @@ impl Row {
             == (&other.name, other.n, &other.pattern, other.threads)
     }
 
-    /// Whether it is the same by one thread.
-    fn is_alone(&self, two: &Row) -> bool {
-        let same = (&self.name, self.n, &self.pattern, &self.contender)
-            == (&two.name, two.n, &two.pattern, &two.contender);
-        same && self.threads == 1 && two.threads == 2
-    }
-
-    /// Whether it is the same dispatcher, beside which nobody changes anything.
-    fn is_without_updater(&self, beside: &Row) -> bool {
-        let same =
-            (&self.name, self.n, &self.contender) == (&beside.name, beside.n, &beside.contender);
-        same && self.pattern == "no updater" && beside.pattern.starts_with("updater")
-    }
-
     pub(crate) fn median(&self) -> f64 {
         median(self.rounds.iter().copied())
     }
@@ -180,7 +169,7 @@ impl Figures {
         self.0.iter().filter(beside)
     }
 
-    /// Every one of ours against every other beside it; and what peers keep beside an updater.
+    /// Every one of ours against every other beside it; and everybody against what it was measured in turns with.
     pub(crate) fn compare(&self) -> Vec<Compared> {
         let mut all = Vec::new();
         for row in &self.0 {
@@ -188,20 +177,15 @@ impl Figures {
             let mut add = |against: &str, ratio: f64, goal| {
                 all.push(Compared::new(row, Some(against), Some(ratio), goal));
             };
-            if let Some(alone) = self.0.iter().find(|alone| alone.is_without_updater(row)) {
-                let is_asked = row.is_ours() && row.pattern == "updater";
-                let goal = is_asked.then(|| goals::beside_updater(row));
-                add("no updater", row.ratio(alone), goal);
+            if let Some((other, ratios)) = &row.in_turns {
+                let goal = row.is_ours().then(|| goals::in_turns(row, other)).flatten();
+                add(other, median(ratios.iter().copied()), goal);
             }
             if !row.is_ours() {
                 continue;
             }
             for other in self.beside(row) {
                 add(&other.contender, row.ratio(other), goals::of(row, other));
-            }
-            if let Some(one) = self.0.iter().find(|one| one.is_alone(row)) {
-                // Both threads' writes count: half the time of one is perfect.
-                add("one thread", row.ratio(one), Some(goals::two_threads(row)));
             }
             if let Some((unit, goal)) = goals::of_itself(row) {
                 add(unit, row.median(), Some(goal));
@@ -246,16 +230,31 @@ mod tests {
     }
 
     #[test]
+    fn two_threads_are_compared_with_one_of_the_same_moment() {
+        let two = line("ours", "[6,6,6]").replace(
+            r#""threads":1"#,
+            r#""threads":2,"in_turns":["one thread",[0.5,0.8,0.6]]"#,
+        );
+        let lines = [line("ours", "[4,4,4]"), two].join("\n");
+        let compared = Figures::parse(&lines).unwrap().compare();
+        let mut both = compared.into_iter().filter(|row| row.threads == 2);
+        let both = both.next().unwrap();
+        assert_eq!(both.against.as_deref(), Some("one thread"));
+        assert_eq!((both.ratio, both.met), (Some(0.6), Some(false)));
+    }
+
+    #[test]
     fn what_a_dispatcher_keeps_is_told_beside_its_goal() {
-        let line = |pattern: &str, rounds: &str| {
-            line("ours", rounds)
+        let line = |pattern: &str, ratios: &str| {
+            let in_turns = format!(r#""in_turns":["no updater",{ratios}],"n":256,"#);
+            line("ours", "[6,6]")
                 .replace("hot", pattern)
-                .replace(r#""n":8,"#, r#""n":256,"#)
+                .replace(r#""n":8,"#, &in_turns)
         };
         let lines = [
-            line("no updater", "[6,6]"),
-            line("updater", "[9,9]"),
-            line("updater elsewhere", "[6,6]"),
+            line("no updater", "[]").replace(r#""in_turns":["no updater",[]],"#, ""),
+            line("updater", "[1.5,1.5]"),
+            line("updater elsewhere", "[1,1]"),
         ];
         let rows = Figures::parse(&lines.join("\n")).unwrap();
         let of = |pattern: &str| {

@@ -7,7 +7,7 @@ use super::figures::Row;
 
 /// Of two threads' time for a write, taken together, to one thread's: 1.85 times the throughput. Who writes the same tracked page
 /// waits for its order, so together they need only be about as fast as one.
-pub(crate) fn two_threads(ours: &Row) -> f64 {
+fn two_threads(ours: &Row) -> f64 {
     let takes_turns = ours.contender == "ours" && ours.name.starts_with("tracked pages");
     match ours.pattern.as_str() {
         "hot" if takes_turns => 1.0 / 0.9,
@@ -16,10 +16,20 @@ pub(crate) fn two_threads(ours: &Row) -> f64 {
 }
 
 /// Of the time for a write beside an updater to the time without one: what is kept of the rate.
-pub(crate) fn beside_updater(ours: &Row) -> f64 {
+fn beside_updater(ours: &Row) -> f64 {
     match ours.n {
         8192 => 1.0 / 0.75,
         _ => 1.0 / 0.85,
+    }
+}
+
+/// Of ours to what it was measured in turns with. Beside an updater it is of one whose ranges come and go; one that replaces what the
+/// dispatcher uses besides, and one that changes another map, are for comparison.
+pub(crate) fn in_turns(ours: &Row, other: &str) -> Option<f64> {
+    match (other, ours.pattern.as_str()) {
+        ("one thread", _) => Some(two_threads(ours)),
+        ("no updater", "updater") => Some(beside_updater(ours)),
+        _ => None,
     }
 }
 

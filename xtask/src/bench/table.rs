@@ -5,7 +5,7 @@
 use super::figures::{Compared, Figures, Row};
 
 /// Columns of ratios, and what they are to.
-pub(super) const COLUMNS: [(&str, &str); 13] = [
+pub(super) const COLUMNS: [(&str, &str); 14] = [
     ("floor", "direct call"),
     ("vm-dev", "vm-device"),
     ("tree", "vm-device's tree"),
@@ -19,6 +19,7 @@ pub(super) const COLUMNS: [(&str, &str); 13] = [
     ("raw", "raw program"),
     ("slot", "slot alone"),
     ("plain", "no shadow"),
+    ("exchg", "one exchange"),
 ];
 
 /// Of a goal.
