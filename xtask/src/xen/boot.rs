@@ -224,7 +224,7 @@ impl<'a> Boot<'a> {
         // Programs are built by now.
         let _turn = turns::wait_for(self.smp);
         command.args(["-monitor", "none", "-serial", "stdio"]);
-        let path = self.parts.folder.join("last.log");
+        let path = self.parts.log();
         let mut file = File::create(&path)?;
         // QEMU tells of the processor's features that it does not emulate.
         command

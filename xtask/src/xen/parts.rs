@@ -31,6 +31,11 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
+    /// What the last boot said, and what the one under way says.
+    pub(super) fn log(&self) -> PathBuf {
+        self.folder.join("last.log")
+    }
+
     /// The parts, fetched if they are not there yet.
     pub(crate) fn ready(release: Release) -> Result<Self> {
         let base = root().join("target/xen");

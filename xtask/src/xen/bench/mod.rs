@@ -62,27 +62,39 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let wanted = |part| args.only.is_empty() || args.only.contains(&part);
     let mut missed = Vec::new();
     let mut report = serde_json::Map::new();
+    let path = root().join("target/xen-bench.json");
     for release in releases {
         let parts = Parts::ready(release)?;
         println!("\nXen {}: {}", release.name(), parts.package);
+        // A part says nothing for minutes.
+        let tell = |name: &str, minutes: u32| {
+            let log = parts.log();
+            eprintln!(
+                "{name}: some {minutes} minutes; follow it in {}",
+                log.display()
+            );
+        };
         let mut all = Vec::new();
         if wanted(Part::Calls) {
+            tell("calls", 1);
             let records = count_calls(&parts)?;
             missed.extend(about(release, calls_table(&records)));
             all.push(("calls", records));
         }
         if wanted(Part::Marks) {
+            tell("marks", 1);
             let records = boot(&parts, 2, Clock::Host, "bench marks 5")?;
             marks_table(&records);
             all.push(("marks", records));
         }
         // `more`: how many times the rounds, at most, until a ratio is known well enough. By instructions it is known sooner.
-        for (part, name, smp, clock, goals, more) in [
-            (Part::Times, "times", 2, Clock::Host, TWO, 2),
-            (Part::OneCpu, "one-cpu", 1, Clock::Instructions, ONE, 1),
-            (Part::OneCpuWall, "one-cpu-wall", 1, Clock::Host, ONE, 4),
+        for (part, name, smp, clock, goals, more, minutes) in [
+            (Part::Times, "times", 2, Clock::Host, TWO, 2, 4),
+            (Part::OneCpu, "one-cpu", 1, Clock::Instructions, ONE, 1, 4),
+            (Part::OneCpuWall, "one-cpu-wall", 1, Clock::Host, ONE, 4, 12),
         ] {
             if wanted(part) {
+                tell(name, minutes);
                 let job = format!("bench times {} {}", args.rounds, args.rounds * more);
                 let records = boot(&parts, smp, clock, &job)?;
                 missed.extend(about(release, times_table(name, &records, goals)));
@@ -94,10 +106,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
             (name.to_owned(), json!(records))
         });
         report.insert(release.name().into(), Value::Object(all.collect()));
+        // After each version: what the other one comes to is not known.
+        fs::write(&path, serde_json::to_string_pretty(&report)?)
+            .with_context(|| format!("{}", path.display()))?;
     }
-    let path = root().join("target/xen-bench.json");
-    fs::write(&path, serde_json::to_string_pretty(&report)?)
-        .with_context(|| format!("{}", path.display()))?;
     println!("\n{}", path.display());
     if missed.is_empty() {
         return Ok(());
