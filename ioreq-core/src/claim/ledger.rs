@@ -502,7 +502,7 @@ impl<H: Hypervisor> UnmarkEnv for Env<'_, H> {
         }
     }
 
-    fn forget(&self, gfn: Gfn) {
-        self.core.pages.remove(gfn.into());
+    fn forget(&self, pages: GfnRange) {
+        self.core.pages.remove(pages);
     }
 }

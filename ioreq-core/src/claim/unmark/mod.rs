@@ -59,8 +59,8 @@ pub(crate) trait UnmarkEnv {
     fn grace(&self) -> Result<()>;
     /// Changes page types.
     fn set_type(&self, ty: P2mType, pages: GfnRange) -> Result<()>;
-    /// Removes the page's route and ends parking.
-    fn forget(&self, gfn: Gfn);
+    /// Removes the pages' routes, then ends parking.
+    fn forget(&self, pages: GfnRange);
 }
 
 /// What a step did.
@@ -324,23 +324,24 @@ impl Unmarker {
             contend(&mut batch, gfn);
             self.put_back(&mut batch, gfn, env);
         }
-        for (gfn, member) in &batch.pages {
-            env.forget(Gfn(*gfn));
-            self.unmarked += 1;
-            self.contended += u64::from(member.contended);
+        for run in runs(&batch) {
+            env.forget(run);
+            self.unmarked += run.pages();
         }
+        let contended = batch.pages.values().filter(|member| member.contended);
+        self.contended += contended.count() as u64;
         Step::Progress
     }
 
     /// The hypervisor refuses to go on: for a domain that is gone nothing is left to do; else the pages wait as stubborn.
     fn give_up(&mut self, batch: Batch, kind: ErrorKind, env: &impl UnmarkEnv) -> Step {
         self.refused += 1;
+        if kind == ErrorKind::DomainGone {
+            runs(&batch).into_iter().for_each(|run| env.forget(run));
+            return Step::Progress;
+        }
         for (gfn, member) in batch.pages {
             let gfn = Gfn(gfn);
-            if kind == ErrorKind::DomainGone {
-                env.forget(gfn);
-                continue;
-            }
             if member.parked {
                 env.unpark(gfn);
             }

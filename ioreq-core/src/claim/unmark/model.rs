@@ -127,7 +127,7 @@ impl UnmarkEnv for Arc<World> {
         *self.marked.lock().unwrap() = ty == P2mType::IoreqServer;
         Ok(())
     }
-    fn forget(&self, _: Gfn) {
+    fn forget(&self, _: GfnRange) {
         self.known.store(false, Ordering::Release);
         self.order.store(FREE, Ordering::Release);
     }

@@ -91,9 +91,12 @@ impl UnmarkEnv for World {
         }
         Ok(())
     }
-    fn forget(&self, gfn: Gfn) {
-        self.leaving.borrow_mut().remove(&gfn.0);
-        self.parked.borrow_mut().remove(&gfn.0);
+    fn forget(&self, pages: GfnRange) {
+        for gfn in pages.iter() {
+            let left = self.leaving.borrow_mut().remove(&gfn.0);
+            assert!(left, "{gfn} is not leaving, or left before");
+            self.parked.borrow_mut().remove(&gfn.0);
+        }
     }
 }
 
