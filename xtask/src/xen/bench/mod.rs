@@ -70,7 +70,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         let tell = |name: &str, minutes: u32| {
             let log = parts.log();
             eprintln!(
-                "{name}: some {minutes} minutes; follow it in {}",
+                "{name}: about {minutes} min; follow it in {}",
                 log.display()
             );
         };
