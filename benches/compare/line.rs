@@ -9,7 +9,7 @@ use crossbeam::utils::CachePadded;
 
 use crate::calm;
 
-/// Times that two threads look whether both CPUs are calm, in all slices of a figure: some tenths of a second.
+/// Times that two threads look whether both CPUs are calm, in all slices of a figure: a tenth of a second or two.
 const LOOKS: u32 = 1 << 15;
 
 /// More than ever arrive: somebody has left.
