@@ -84,6 +84,53 @@ proptest! {
     }
 }
 
+/// What is done to the pages of a few routes: one page or some, and which route.
+fn few_routes() -> impl Strategy<Value = (Change, usize)> {
+    (change(600, 4), 0..3_usize)
+}
+
+proptest! {
+    /// Pages of three routes come, move and go, mostly one at a time. A route is freed with its last page, and not before, whichever
+    /// route's pages changed in between.
+    #[test]
+    fn a_route_lives_as_long_as_pages_lead_to_it(
+        changes in prop::collection::vec(few_routes(), 1..80),
+        order in Just((0..600_u64).collect::<Vec<_>>()).prop_shuffle(),
+    ) {
+        let grace = Grace::new();
+        let map = PageMap::new(Gfn(599), grace.clone()).unwrap();
+        let drops: Vec<Arc<AtomicU64>> = (0..3).map(|_| Arc::default()).collect();
+        let routes: Vec<_> = drops.iter().map(|drops| Counted::new(Dropped(drops.clone()))).collect();
+        let mut oracle: BTreeMap<u64, usize> = BTreeMap::new();
+        for (change, which) in changes {
+            match change {
+                Change::Insert(first, len) if map.insert(pages(first, len), &routes[which]).is_ok() => {
+                    oracle.extend((first..first + len).map(|gfn| (gfn, which)));
+                }
+                Change::Replace(first, len) if map.replace(pages(first, len), &routes[which]).is_ok() => {
+                    oracle.extend((first..first + len).map(|gfn| (gfn, which)));
+                }
+                Change::Remove(first, len) => {
+                    map.remove(pages(first, len));
+                    oracle.retain(|gfn, _| !(first..first + len).contains(gfn));
+                }
+                _ => {}
+            }
+        }
+        drop(routes);
+        for gfn in order {
+            map.remove(pages(gfn, 1));
+            oracle.remove(&gfn);
+            grace.collect();
+            for (which, drops) in drops.iter().enumerate() {
+                let lives = oracle.values().any(|route| *route == which);
+                prop_assert_eq!(drops.load(Ordering::Relaxed), u64::from(!lives));
+            }
+        }
+        prop_assert_eq!(map.leaf_bytes(), 0);
+    }
+}
+
 #[test]
 fn frames_beyond_the_map_are_an_error_that_says_so() {
     let grace = Grace::new();

@@ -30,8 +30,7 @@ pub struct Counted<R> {
 /// The route itself, and what is counted.
 pub(super) struct Node<R> {
     route: R,
-    /// Pages that lead here; changed under the lock of the map it belongs to. While it is not 0, the map owns one strong
-    /// count.
+    /// Pages that lead here, unless the map's [`Held`](super::held::Held) has the number. Under the lock of the map it belongs to.
     pages: AtomicU64,
     /// The map it belongs to; 0 at first, then never changed.
     owner: AtomicUsize,
@@ -59,20 +58,14 @@ impl<R> Node<R> {
         self.kind.as_ref()
     }
 
-    /// So many pages, whose entries have been overwritten, lead here no more; after the last one the map's strong count comes
-    /// back, to be given up when no reader can look at the route.
-    ///
-    /// # Safety
-    /// `this` was in that many entries of the map whose lock the caller holds, so that their [`hold`](Counted::hold) still
-    /// counts.
-    pub(super) unsafe fn let_go(this: *const Self, pages: u64) -> Option<Arc<Self>> {
-        // SAFETY: held for those pages (the caller), so the map's strong count keeps it.
-        let node = unsafe { &*this };
-        // Relaxed: under the map's lock.
-        let left = node.pages.load(Ordering::Relaxed) - pages;
-        node.pages.store(left, Ordering::Relaxed);
-        // SAFETY: `this` came from `Arc::as_ptr`, with the strong count that `hold` forgot; that is given back once.
-        (left == 0).then(|| unsafe { Arc::from_raw(this) })
+    /// Pages that lead here.
+    pub(super) fn pages(&self) -> u64 {
+        // Relaxed, here and below: under the map's lock.
+        self.pages.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_pages(&self, pages: u64) {
+        self.pages.store(pages, Ordering::Relaxed);
     }
 }
 
@@ -106,6 +99,18 @@ impl<R> Counted<R> {
             }
     }
 
+    #[inline]
+    pub(super) fn node(&self) -> &Arc<Node<R>> {
+        &self.node
+    }
+
+    /// Whether the route belongs to the map with this identity already.
+    #[inline]
+    pub(super) fn belongs(&self, map: usize) -> bool {
+        // Relaxed: it is never changed from one map to another.
+        self.node.owner.load(Ordering::Relaxed) == map
+    }
+
     /// Makes the route belong to the map with this identity; false if it belongs to another.
     pub(super) fn belong(&self, map: usize) -> bool {
         let owned_by = &self.node.owner;
@@ -119,19 +124,7 @@ impl<R> Counted<R> {
         }
     }
 
-    /// So many pages more, at least one, lead here: [`word`](Self::word) goes into their entries. Under the lock of the map it
-    /// belongs to.
-    pub(super) fn hold(&self, pages: u64) {
-        // Relaxed: under the map's lock.
-        let before = self.node.pages.load(Ordering::Relaxed);
-        self.node.pages.store(before + pages, Ordering::Relaxed);
-        if before == 0 {
-            // The map's strong count; `let_go` gives it back.
-            std::mem::forget(Arc::clone(&self.node));
-        }
-    }
-
-    /// What to write into the entry of one page, which [`hold`](Self::hold) has counted. With a handler of its own the entry has
+    /// What to write into the entry of one page, which [`hold`](super::held::Held::hold) has counted. With a handler of its own the entry has
     /// one strong count of that.
     #[inline]
     pub(super) fn word(&self) -> *mut () {

@@ -51,6 +51,12 @@ impl Leaf {
         }
     }
 
+    /// The entry of `gfn`, of which only the place in the leaf matters.
+    #[inline]
+    pub(super) fn entry(&self, gfn: Gfn) -> &Entry {
+        &self.routes[place(gfn.0)]
+    }
+
     /// The entries of `part`, which is of this leaf.
     #[inline]
     pub(super) fn routes(&self, part: Part) -> &[Entry] {

@@ -12,6 +12,7 @@
 mod counted;
 mod dispatcher;
 mod grace;
+mod held;
 mod kind;
 mod last_hit;
 mod leaf;
@@ -22,6 +23,7 @@ mod port_map;
 mod range_map;
 mod ranged;
 mod route;
+mod single;
 mod tally;
 mod zeroed;
 

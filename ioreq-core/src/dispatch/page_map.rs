@@ -15,6 +15,7 @@ use crossbeam::utils::CachePadded;
 
 use super::counted::{Counted, Node};
 use super::grace::{Grace, ReadGuard};
+use super::held::Held;
 use super::kind::{Kind, Kinds, Way};
 use super::leaf::{Entry, LEAF_SHIFT, Leaf, Page};
 use super::order;
@@ -51,15 +52,15 @@ pub struct PageMap<R: Send + Sync + 'static> {
     /// Null, or from `Box::into_raw`; owned by the map while linked, then by the garbage of `grace`.
     root: Box<[AtomicPtr<Leaf>]>,
     /// Of pages with a handler each. The map's share is retired with it.
-    kinds: Arc<Kinds<R>>,
+    pub(super) kinds: Arc<Kinds<R>>,
     grace: Arc<Grace>,
-    last: Gfn,
+    pub(super) last: Gfn,
     /// Pages with a route; changed under the lock. On a line of its own, as what follows: whoever changes the map does not take away the
     /// line that readers look at.
     len: CachePadded<AtomicU64>,
     /// The most there were.
     peak: CachePadded<AtomicU64>,
-    tally: CachePadded<Mutex<Tally>>,
+    tally: CachePadded<Mutex<Tally<R>>>,
 }
 
 /// What no page leads to any more, and readers may still look at.
@@ -138,17 +139,19 @@ impl<R: Send + Sync + 'static> PageMap<R> {
         page.is_linked().then_some(page)
     }
 
-    fn tally(&self) -> MutexGuard<'_, Tally> {
+    pub(super) fn tally(&self) -> MutexGuard<'_, Tally<R>> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What tells this map from others: where its root is.
-    fn identity(&self) -> usize {
+    #[inline]
+    pub(super) fn identity(&self) -> usize {
         self.root.as_ptr().addr()
     }
 
     /// The leaf with this number, for whoever changes the map: its lock keeps the leaf linked.
-    fn leaf(&self, number: u64, _locked: &Tally) -> Option<&Leaf> {
+    #[inline]
+    pub(super) fn leaf(&self, number: u64, _locked: &Tally<R>) -> Option<&Leaf> {
         let leaf = self.root.get(usize::try_from(number).ok()?)?;
         // Relaxed: leaves are linked and unlinked under the lock that we hold.
         let leaf = leaf.load(Ordering::Relaxed);
@@ -157,7 +160,7 @@ impl<R: Send + Sync + 'static> PageMap<R> {
     }
 
     /// The same, made if it is not there.
-    fn make_leaf(&self, number: u64, locked: &Tally) -> Option<&Leaf> {
+    fn make_leaf(&self, number: u64, locked: &Tally<R>) -> Option<&Leaf> {
         if let Some(leaf) = self.leaf(number, locked) {
             return Some(leaf);
         }
@@ -168,7 +171,7 @@ impl<R: Send + Sync + 'static> PageMap<R> {
     }
 
     /// The first of `pages` that is tracked, or with `tracked` false, the first that is not.
-    fn first_that_is(&self, tracked: bool, pages: GfnRange, tally: &Tally) -> Option<Gfn> {
+    fn first_that_is(&self, tracked: bool, pages: GfnRange, tally: &Tally<R>) -> Option<Gfn> {
         let has_it = |part: Part| match self.leaf(part.leaf(), tally) {
             _ if tally.is_all(part, tracked) => Some(Gfn(part.first())),
             _ if tally.is_all(part, !tracked) => None,
@@ -199,7 +202,16 @@ impl<R: Send + Sync + 'static> PageMap<R> {
     /// # Errors
     /// `RouteConflict` with the first of them that is tracked already, `InvalidArgument` beyond the map's last frame or if
     /// the route belongs to another map.
+    #[inline]
     pub fn insert(&self, pages: GfnRange, route: &Counted<R>) -> Result<()> {
+        if pages.pages() == 1 && self.insert_single(Gfn(pages.first()), route) {
+            return Ok(());
+        }
+        self.insert_any(pages, route)
+    }
+
+    #[inline(never)]
+    fn insert_any(&self, pages: GfnRange, route: &Counted<R>) -> Result<()> {
         if pages.last() > self.last.0 {
             let err = Error::new(Op::Route, ErrorKind::InvalidArgument).about(format!(
                 "{pages}: the last frame that can be tracked is {} (see the builder's last_gfn)",
@@ -209,13 +221,14 @@ impl<R: Send + Sync + 'static> PageMap<R> {
         }
         self.check_route(route, pages)?;
         let mut tally = self.tally();
-        if let Some(gfn) = self.first_that_is(true, pages, &tally) {
+        let tally = &mut *tally;
+        if let Some(gfn) = self.first_that_is(true, pages, tally) {
             let err = Error::new(Op::Route, ErrorKind::RouteConflict);
             return Err(err.about(GfnRange::from(gfn)));
         }
-        route.hold(pages.pages());
+        tally.held.hold(route, pages.pages());
         for part in Parts::of(pages) {
-            let Some(leaf) = self.make_leaf(part.leaf(), &tally) else {
+            let Some(leaf) = self.make_leaf(part.leaf(), tally) else {
                 continue;
             };
             for entry in leaf.routes(part) {
@@ -224,13 +237,26 @@ impl<R: Send + Sync + 'static> PageMap<R> {
             }
             tally.add(part);
         }
-        // Relaxed: under the lock; readers of `len` want a number, not an order.
-        let len = self.len.load(Ordering::Relaxed) + pages.pages();
+        self.count_more(pages.pages());
+        Ok(())
+    }
+
+    /// So many pages more are tracked. Under the lock.
+    #[inline]
+    pub(super) fn count_more(&self, pages: u64) {
+        // Relaxed, here and below: under the lock; readers of `len` want a number, not an order.
+        let len = self.len.load(Ordering::Relaxed) + pages;
         self.len.store(len, Ordering::Relaxed);
         if len > self.peak.load(Ordering::Relaxed) {
             self.peak.store(len, Ordering::Relaxed);
         }
-        Ok(())
+    }
+
+    /// So many pages fewer. Under the lock.
+    #[inline]
+    pub(super) fn count_less(&self, pages: u64) {
+        let len = self.len.load(Ordering::Relaxed);
+        self.len.store(len - pages, Ordering::Relaxed);
     }
 
     /// Leads `pages`, all of them tracked, elsewhere; their orders stay as they are. All or nothing.
@@ -239,16 +265,18 @@ impl<R: Send + Sync + 'static> PageMap<R> {
     /// `NoSuchRoute` with the first of them that is not tracked, `InvalidArgument` if the route belongs to another map.
     pub fn replace(&self, pages: GfnRange, route: &Counted<R>) -> Result<()> {
         self.check_route(route, pages)?;
-        let tally = self.tally();
-        if let Some(gfn) = self.first_that_is(false, pages, &tally) {
+        let mut tally = self.tally();
+        let tally = &mut *tally;
+        if let Some(gfn) = self.first_that_is(false, pages, tally) {
             let err = Error::new(Op::Route, ErrorKind::NoSuchRoute);
             return Err(err.about(GfnRange::from(gfn)));
         }
         let mut unlinked = Unlinked::new();
-        route.hold(pages.pages());
+        tally.held.hold(route, pages.pages());
         for part in Parts::of(pages) {
-            if let Some(leaf) = self.leaf(part.leaf(), &tally) {
-                self.overwrite(leaf.routes(part), || route.word(), &mut unlinked);
+            if let Some(leaf) = self.leaf(part.leaf(), tally) {
+                let held = &mut tally.held;
+                self.overwrite(leaf.routes(part), || route.word(), held, &mut unlinked);
             }
         }
         unlinked.retire(&self.grace);
@@ -261,7 +289,7 @@ impl<R: Send + Sync + 'static> PageMap<R> {
     /// `InvalidArgument` if the route belongs to another map.
     pub fn replace_if(&self, gfn: Gfn, old: &Counted<R>, route: &Counted<R>) -> Result<bool> {
         self.check_route(route, gfn.into())?;
-        let tally = self.tally();
+        let mut tally = self.tally();
         let Some(leaf) = self.leaf(leaf_of(gfn.0), &tally) else {
             return Ok(false);
         };
@@ -269,8 +297,14 @@ impl<R: Send + Sync + 'static> PageMap<R> {
             return Ok(false);
         }
         let mut unlinked = Unlinked::new();
-        route.hold(1);
-        self.overwrite(leaf.routes(gfn.into()), || route.word(), &mut unlinked);
+        let held = &mut tally.held;
+        held.hold(route, 1);
+        self.overwrite(
+            leaf.routes(gfn.into()),
+            || route.word(),
+            held,
+            &mut unlinked,
+        );
         unlinked.retire(&self.grace);
         Ok(true)
     }
@@ -281,6 +315,7 @@ impl<R: Send + Sync + 'static> PageMap<R> {
         &self,
         entries: &[Entry],
         mut word: impl FnMut() -> *mut (),
+        held: &mut Held<R>,
         unlinked: &mut Unlinked<R>,
     ) -> u64 {
         let (mut run, mut pages, mut all) = (std::ptr::null(), 0, 0);
@@ -292,7 +327,7 @@ impl<R: Send + Sync + 'static> PageMap<R> {
                 return;
             }
             // SAFETY: it was in that many entries, under the map's lock, until we overwrote them.
-            if let Some(node) = unsafe { Node::let_go(run, pages) } {
+            if let Some(node) = unsafe { held.let_go(run, pages) } {
                 routes.push(node);
             }
         };
@@ -328,18 +363,29 @@ impl<R: Send + Sync + 'static> PageMap<R> {
 
     /// Removes those of `pages` that are tracked, and returns their number. No new look-up finds them; orders that are held
     /// stay held until their holders are done, parking ends.
+    #[inline]
     pub fn remove(&self, pages: GfnRange) -> u64 {
+        if pages.pages() == 1 && self.remove_single(Gfn(pages.first())) {
+            return 1;
+        }
+        self.remove_any(pages)
+    }
+
+    #[inline(never)]
+    fn remove_any(&self, pages: GfnRange) -> u64 {
         let mut removed = 0;
         let mut unlinked = Unlinked::new();
         let mut tally = self.tally();
+        let tally = &mut *tally;
         for part in tally.used_parts(pages) {
             if tally.is_all(part, false) {
                 continue;
             }
-            let Some(leaf) = self.leaf(part.leaf(), &tally) else {
+            let Some(leaf) = self.leaf(part.leaf(), tally) else {
                 continue;
             };
-            let here = self.overwrite(leaf.routes(part), std::ptr::null_mut, &mut unlinked);
+            let (entries, held) = (leaf.routes(part), &mut tally.held);
+            let here = self.overwrite(entries, std::ptr::null_mut, held, &mut unlinked);
             if tally.has_parked() {
                 // The routes go before parking ends, so that a request that was parked finds none.
                 let parked = leaf.orders(part).iter();
@@ -349,19 +395,17 @@ impl<R: Send + Sync + 'static> PageMap<R> {
             tally.subtract(part, here);
             removed += here;
             if tally.is_empty(part.leaf()) {
-                self.unlink_if_free(part.leaf(), &mut tally, &mut unlinked);
+                self.unlink_if_free(part.leaf(), tally, &mut unlinked);
             }
         }
         if tally.has_lingering() {
             for number in tally.take_lingering() {
                 if tally.is_empty(number) {
-                    self.unlink_if_free(number, &mut tally, &mut unlinked);
+                    self.unlink_if_free(number, tally, &mut unlinked);
                 }
             }
         }
-        // Relaxed: as in `insert`.
-        let len = self.len.load(Ordering::Relaxed);
-        self.len.store(len - removed, Ordering::Relaxed);
+        self.count_less(removed);
         unlinked.retire(&self.grace);
         removed
     }
@@ -379,7 +423,7 @@ impl<R: Send + Sync + 'static> PageMap<R> {
     /// then: of its taking and our fence one is first in the order of SeqCst operations. Either we see the order taken, or it
     /// sees the route gone, and serves nothing.
     #[cold]
-    fn unlink_if_free(&self, number: u64, tally: &mut Tally, unlinked: &mut Unlinked<R>) {
+    fn unlink_if_free(&self, number: u64, tally: &mut Tally<R>, unlinked: &mut Unlinked<R>) {
         let Some(leaf) = self.leaf(number, tally) else {
             return;
         };

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What only changes of the page map need to know: how many pages of each leaf are tracked, and how many are parked at all.
+//! What only changes of the page map need to know: how many pages of each leaf are tracked, how many lead to each route, and how
+//! many are parked at all.
 
+use std::ops::RangeInclusive;
+
+use super::held::Held;
 use super::leaf::{LEAF, LEAF_SHIFT};
 use super::zeroed::table;
 use crate::ids::Gfn;
@@ -91,7 +95,8 @@ impl Iterator for Parts {
 }
 
 /// Tracked pages, counted by leaf. Lives under the map's lock.
-pub(super) struct Tally {
+pub(super) struct Tally<R> {
+    pub(super) held: Held<R>,
     /// Atomic for its zeroed table alone: only the holder of the lock comes here.
     live: Box<[AtomicU16]>,
     /// Leaves that lead nowhere, but had an order held when it came to that: to be unlinked later.
@@ -102,9 +107,10 @@ pub(super) struct Tally {
     used: Option<(u64, u64)>,
 }
 
-impl Tally {
+impl<R> Tally<R> {
     pub(super) fn new(leaves: usize) -> Self {
         Tally {
+            held: Held::new(),
             live: table(leaves),
             lingering: Vec::new(),
             parked: 0,
@@ -124,7 +130,7 @@ impl Tally {
     }
 
     /// Numbers of the leaves that may be there.
-    pub(super) fn used(&self) -> impl Iterator<Item = u64> + use<> {
+    pub(super) fn used(&self) -> RangeInclusive<u64> {
         let (lowest, highest) = self.used.unwrap_or((1, 0));
         lowest..=highest
     }
@@ -166,11 +172,35 @@ impl Tally {
         self.used = Some((lowest.min(leaf), highest.max(leaf)));
     }
 
+    /// The same for a page of a leaf that is there; false, and nothing is counted, if there is no such leaf.
+    #[inline]
+    pub(super) fn add_single(&mut self, leaf: u64) -> bool {
+        let counter = self.counter(leaf);
+        if let Some(counter) = counter {
+            counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        }
+        counter.is_some()
+    }
+
     /// So many pages of `part` are tracked no more.
     #[inline]
     pub(super) fn subtract(&mut self, part: Part, pages: u64) {
         let leaf = part.leaf();
         self.set(leaf, self.live(leaf) - pages);
+    }
+
+    /// The same for one of [`several`](Self::has_several) pages.
+    #[inline]
+    pub(super) fn subtract_single(&mut self, leaf: u64) {
+        if let Some(counter) = self.counter(leaf) {
+            counter.store(counter.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether more than one page of the leaf is tracked.
+    #[inline]
+    pub(super) fn has_several(&self, leaf: u64) -> bool {
+        self.live(leaf) > 1
     }
 
     /// A page came to be parked.
