@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
+//! UNSAFETY: an `asm!` without an instruction.
+//!
 //! In which order ranges are written to.
 
 use std::hint::black_box;
@@ -55,6 +57,17 @@ impl Ends {
     }
 }
 
+/// The same address, and a compiler does not know that. Not by way of memory, as `black_box` does it: that would be a store and a
+/// load of each write.
+#[inline(always)]
+fn opaque(mut addr: u64) -> u64 {
+    // SAFETY: no instruction; it touches nothing but the register that it is told.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(reg) addr, options(nomem, nostack, preserves_flags));
+    }
+    addr
+}
+
 /// An endless row of 4-byte writes.
 #[derive(Clone, Debug)]
 pub(crate) struct Walk {
@@ -95,9 +108,10 @@ impl Walk {
         self.made
     }
 
-    #[inline]
-    fn next(&mut self, entropy: u64) -> (u64, u64) {
-        let index = match self.pattern {
+    /// The next range in this order, the walk's, and an offset in it. Into loops that are of one order.
+    #[inline(always)]
+    fn next(&mut self, pattern: Pattern, entropy: u64) -> (u64, u64) {
+        let index = match pattern {
             Pattern::Hot => self.layout.count / 2 + entropy,
             Pattern::Sequential => {
                 self.state = self.state.wrapping_add(1 + entropy);
@@ -121,19 +135,47 @@ impl Walk {
         (index, offset)
     }
 
-    /// Calls `write` with the address and value of each of the next `writes`; fewer, if the slice is made together with others.
+    /// Its address.
+    #[inline(always)]
+    fn next_addr(&mut self, pattern: Pattern, entropy: u64) -> u64 {
+        let (index, offset) = self.next(pattern, entropy);
+        self.layout.first(index) + offset
+    }
+
+    /// Calls `write` with the address and value of each of the next `writes`; fewer, if the slice is made together with others. A
+    /// loop for each order, so that what a write's address costs is as little as can be.
     #[inline]
     pub(crate) fn each(&mut self, writes: u32, mut write: impl FnMut(u64, u32)) {
-        if self.pattern == Pattern::Chained {
-            // Always zero, which the compiler does not know: so the next address waits for the last answer.
-            let nothing = black_box(0_u64);
-            for value in 0..writes {
-                let (index, offset) = self.next(taken() & nothing);
-                write(self.layout.first(index) + offset, value);
+        match self.pattern {
+            Pattern::Hot => {
+                let addr = self.next_addr(Pattern::Hot, 0);
+                self.parts(writes, |_| addr, write);
             }
-            self.made = writes;
-            return;
+            Pattern::Sequential => {
+                self.parts(writes, |walk| walk.next_addr(Pattern::Sequential, 0), write);
+            }
+            Pattern::Random => {
+                self.parts(writes, |walk| walk.next_addr(Pattern::Random, 0), write);
+            }
+            Pattern::Chained => {
+                // Always zero, which the compiler does not know: so the next address waits for the last answer.
+                let nothing = black_box(0_u64);
+                for value in 0..writes {
+                    write(self.next_addr(Pattern::Chained, taken() & nothing), value);
+                }
+                self.made = writes;
+            }
         }
+    }
+
+    /// The writes, with addresses from `next`.
+    #[inline(always)]
+    fn parts(
+        &mut self,
+        writes: u32,
+        mut next: impl FnMut(&mut Self) -> u64,
+        mut write: impl FnMut(u64, u32),
+    ) {
         let together = self.together.clone();
         let part = match together {
             Some(_) => writes.div_ceil(PARTS),
@@ -148,9 +190,7 @@ impl Walk {
             }
             let end = writes.min(made + part);
             for value in made..end {
-                let (index, offset) = self.next(0);
-                // Opaque: otherwise the address of a hot range is a constant.
-                write(black_box(self.layout.first(index) + offset), value);
+                write(opaque(next(self)), value);
             }
             made = end;
         }
@@ -163,7 +203,7 @@ impl Walk {
     /// What the devices add up for the next `writes`, which it walks over.
     pub(crate) fn expected(&mut self, writes: u32) -> u64 {
         (0..writes).fold(0, |sum: u64, value| {
-            let (index, offset) = self.next(0);
+            let (index, offset) = self.next(self.pattern, 0);
             sum.wrapping_add(mark(self.layout.device(index), offset, value.into()))
         })
     }
