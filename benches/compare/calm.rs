@@ -12,15 +12,25 @@ use std::time::{Duration, Instant};
 const TURNS: u64 = 1000;
 /// Above the quickest that it was ever done, in percent. Clock rates differ by less, a core that is shared by more.
 const ALLOWED: u64 = 20;
-/// How long a slice waits for a calm moment.
-const WAIT: Duration = Duration::from_millis(10);
-/// How long all slices of the process wait together.
-const ALL_WAIT: u64 = 60_000_000_000;
 
 /// The quickest so far, in nanoseconds.
 static QUICKEST: AtomicU64 = AtomicU64::new(u64::MAX);
-/// Nanoseconds waited so far.
-static WAITED: AtomicU64 = AtomicU64::new(0);
+
+/// How much a slice was disturbed: by how many percent the piece of work took longer than the quickest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Unrest(u64);
+
+impl Unrest {
+    /// Not at all.
+    pub(crate) const NONE: Self = Unrest(0);
+    /// Its time says nothing.
+    pub(crate) const SPOILT: Self = Unrest(u64::MAX);
+
+    /// So little that it counts.
+    pub(crate) fn is_calm(self) -> bool {
+        self.0 <= ALLOWED
+    }
+}
 
 fn nanos(elapsed: Duration) -> u64 {
     u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX)
@@ -28,7 +38,7 @@ fn nanos(elapsed: Duration) -> u64 {
 
 /// Does the piece of work: more independent steps than a core has units for, of the most ordinary kind, so that whoever shares them is
 /// noticed. (Swapping bytes keeps the compiler from using vectors, whose units are others.)
-pub(crate) fn is_calm() -> bool {
+pub(crate) fn unrest() -> Unrest {
     let started = Instant::now();
     let mut numbers = black_box([1_u64, 2, 3, 4, 5, 6, 7, 8]);
     for turn in 0..TURNS {
@@ -40,7 +50,7 @@ pub(crate) fn is_calm() -> bool {
     let took = nanos(started.elapsed());
     // Relaxed: a number of its own.
     let quickest = QUICKEST.fetch_min(took, Ordering::Relaxed).min(took);
-    took <= quickest + quickest * ALLOWED / 100
+    Unrest((took - quickest) * 100 / quickest.max(1))
 }
 
 /// Times that the kernel took the CPU away from this thread.
@@ -53,17 +63,27 @@ pub(crate) fn preemptions() -> i64 {
     usage.ru_nivcsw
 }
 
-/// Waits until this CPU does as much as it can, or no longer.
-pub(crate) fn wait() {
-    let started = Instant::now();
-    while !is_calm() {
-        let waited = started.elapsed();
-        // Relaxed: a number of its own.
-        if waited > WAIT || WAITED.load(Ordering::Relaxed) > ALL_WAIT {
-            break;
-        }
+/// How long the slices of a figure may yet wait for calm moments, together. For each figure anew, so that the last ones have as much as
+/// the first.
+pub(crate) struct Patience(Duration);
+
+impl Patience {
+    /// For a figure of a large table.
+    pub(crate) fn little() -> Self {
+        Patience(Duration::from_millis(60))
     }
-    WAITED.fetch_add(nanos(started.elapsed()), Ordering::Relaxed);
+
+    /// For one of a few.
+    pub(crate) fn much() -> Self {
+        Patience(Duration::from_millis(400))
+    }
+
+    /// Waits until this CPU does as much as it can, or no longer.
+    pub(crate) fn wait(&mut self) {
+        let started = Instant::now();
+        while !unrest().is_calm() && started.elapsed() < self.0 {}
+        self.0 = self.0.saturating_sub(started.elapsed());
+    }
 }
 
 /// Looks after a slice of this thread.
@@ -71,15 +91,15 @@ pub(crate) fn wait() {
 pub(crate) struct Watch {
     preempted: i64,
     /// As the slice began; none for a long one.
-    calm: Option<bool>,
+    before: Option<Unrest>,
 }
 
 impl Watch {
     /// Before the slice.
     pub(crate) fn begin() -> Self {
-        let calm = Some(is_calm());
+        let before = Some(unrest());
         Watch {
-            calm,
+            before,
             preempted: preemptions(),
         }
     }
@@ -88,13 +108,16 @@ impl Watch {
     pub(crate) fn long() -> Self {
         Watch {
             preempted: preemptions(),
-            calm: None,
+            before: None,
         }
     }
 
-    /// After it: whether others had a part of the CPU.
-    pub(crate) fn disturbed(self) -> bool {
-        let preempted = preemptions() != self.preempted;
-        preempted || self.calm.is_some_and(|calm| !calm || !is_calm())
+    /// After it: how much others disturbed it.
+    pub(crate) fn end(self) -> Unrest {
+        if preemptions() != self.preempted {
+            return Unrest::SPOILT;
+        }
+        self.before
+            .map_or(Unrest::NONE, |before| before.max(unrest()))
     }
 }

@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::calm::{self, Watch};
+use crate::calm::{Patience, Unrest, Watch};
 use crate::line::{Line, Place};
 use crate::support::contender::{Contender, serve_checked};
 use crate::support::device::taken;
@@ -15,10 +15,10 @@ use crate::support::walk::{Ends, Walk};
 
 /// How long a slice should take.
 const SLICE: Duration = Duration::from_micros(125);
-/// Undisturbed slices that make a figure.
+/// Calm slices that make a figure.
 const WANTED: usize = 15;
-/// Slices after which those that were disturbed count as well.
-const PATIENCE: usize = 10 * WANTED;
+/// Slices after which it is made of the calmest there are.
+pub(crate) const MOST: usize = 10 * WANTED;
 /// The same of turns, of several slices each.
 pub(crate) const TURNS: usize = 4 * WANTED;
 
@@ -27,7 +27,7 @@ pub(crate) const TURNS: usize = 4 * WANTED;
 pub(crate) struct Figure {
     /// Nanoseconds of wall time per write, the threads' writes taken together.
     pub(crate) ns: f64,
-    /// Too few slices were undisturbed, so that the figure is of disturbed ones.
+    /// Too few slices were calm, so that the figure is of the calmest third of all.
     pub(crate) disturbed: bool,
 }
 
@@ -47,40 +47,44 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Takes slices until enough are undisturbed. A slice says how long it took per write, and whether it was disturbed.
-pub(crate) fn figure(mut slice: impl FnMut() -> (f64, bool)) -> Figure {
-    let [figure] = figures((0..PATIENCE).map(|_| {
-        let (ns, disturbed) = slice();
-        ([ns], disturbed)
+/// Takes slices until enough are calm. A slice says how long it took per write, and how much it was disturbed.
+pub(crate) fn figure(mut slice: impl FnMut() -> (f64, Unrest)) -> Figure {
+    let [figure] = figures((0..MOST).map(|_| {
+        let (ns, unrest) = slice();
+        ([ns], unrest)
     }));
     figure
 }
 
-/// Takes turns until enough are undisturbed, or there is none left. Several figures are taken of each.
+/// Takes turns until enough are calm, or there is none left. Several figures are taken of each.
 pub(crate) fn figures<const N: usize>(
-    turns: impl IntoIterator<Item = ([f64; N], bool)>,
+    turns: impl IntoIterator<Item = ([f64; N], Unrest)>,
 ) -> [Figure; N] {
-    let (mut good, mut all) = (Vec::new(), Vec::new());
-    for (values, disturbed) in turns {
-        all.push(values);
-        if !disturbed {
-            good.push(values);
-        }
-        if good.len() == WANTED {
+    let (mut all, mut calm) = (Vec::new(), 0);
+    for (values, unrest) in turns {
+        all.push((values, unrest));
+        calm += usize::from(unrest.is_calm());
+        if calm == WANTED {
             break;
         }
     }
-    let of = |turns: &[[f64; N]], at: usize| turns.iter().map(|values| values[at]).collect();
-    std::array::from_fn(|at| of_slices(of(&good, at), of(&all, at), WANTED))
+    of_slices(all, WANTED)
 }
 
-/// Of undisturbed slices, or of all if too few of those that were wanted are.
-fn of_slices(good: Vec<f64>, all: Vec<f64>, wanted: usize) -> Figure {
-    let disturbed = good.len() < wanted / 3;
-    Figure {
-        ns: median(if disturbed { all } else { good }),
-        disturbed,
+/// Of the calm slices, or of the calmest third of all if too few of those that were wanted are calm.
+fn of_slices<const N: usize>(mut all: Vec<([f64; N], Unrest)>, wanted: usize) -> [Figure; N] {
+    all.sort_by_key(|(_, unrest)| *unrest);
+    let calm = all.partition_point(|(_, unrest)| unrest.is_calm());
+    let disturbed = calm < wanted / 3;
+    if !disturbed {
+        all.truncate(calm);
+    } else if let Some((_, most)) = all.get(all.len() / 3).copied() {
+        all.retain(|(_, unrest)| *unrest <= most);
     }
+    std::array::from_fn(|at| Figure {
+        ns: median(all.iter().map(|(values, _)| values[at]).collect()),
+        disturbed,
+    })
 }
 
 /// Nanoseconds for each of `count`.
@@ -98,31 +102,32 @@ pub(crate) fn writes_per_slice(contender: &dyn Contender, walk: &mut Walk, warm_
     u32::try_from(writes).unwrap_or(u32::MAX).clamp(8, 1 << 20)
 }
 
-/// One slice: nanoseconds per write, and whether others had a part of the CPU meanwhile.
+/// One slice: nanoseconds per write, and how much others disturbed it.
 pub(crate) fn checked_slice(
     contender: &dyn Contender,
     walk: &mut Walk,
     writes: u32,
-) -> (f64, bool) {
+) -> (f64, Unrest) {
     let mut replay = walk.clone();
     let sum = taken();
     let watch = Watch::begin();
     let started = Instant::now();
     contender.serve(walk, writes);
     let elapsed = started.elapsed();
-    let disturbed = watch.disturbed();
+    let unrest = watch.end();
     // After the clock: the right devices ran.
     let made = walk.made();
     assert_eq!(taken().wrapping_sub(sum), replay.expected(made));
-    (each(elapsed, made), disturbed)
+    (each(elapsed, made), unrest)
 }
 
 /// One thread, on CPU 0.
 pub(crate) fn one_thread(contender: &dyn Contender, mut walk: Walk, warm_up: u32) -> Figure {
     pin(0);
     let writes = writes_per_slice(contender, &mut walk, warm_up);
+    let mut patience = Patience::little();
     figure(|| {
-        calm::wait();
+        patience.wait();
         checked_slice(contender, &mut walk, writes)
     })
 }
@@ -139,20 +144,18 @@ pub(crate) fn cold_thread(contender: &dyn Contender, mut walk: Walk, warm_up: u3
     pin(0);
     serve_checked(contender, &mut walk, warm_up);
     let mut others = vec![1_u8; OTHERS];
-    let (mut good, mut all) = (Vec::new(), Vec::new());
+    let (mut all, mut patience) = (Vec::new(), Patience::little());
     for _ in 0..COLD_SLICES {
-        calm::wait();
+        patience.wait();
         for line in others.chunks_mut(64) {
             line[0] = line[0].wrapping_add(1);
         }
         black_box(&mut others);
-        let (ns, disturbed) = checked_slice(contender, &mut walk, COLD_WRITES);
-        all.push(ns);
-        if !disturbed {
-            good.push(ns);
-        }
+        let (ns, unrest) = checked_slice(contender, &mut walk, COLD_WRITES);
+        all.push(([ns], unrest));
     }
-    of_slices(good, all, COLD_SLICES)
+    let [figure] = of_slices(all, COLD_SLICES);
+    figure
 }
 
 /// Two threads, on CPUs 0 and 1, that serve the same ranges, each from its own walk, until one has made all writes of the slice.
@@ -176,7 +179,7 @@ pub(crate) fn two_threads(contender: &dyn Contender, walks: [Walk; 2], warm_up: 
     let turns = mine.into_iter().zip(other).map(|(a, b)| {
         let together = both(a.together, b.together);
         let to_one = together / (2.0 * both(a.alone, b.alone));
-        ([together, to_one], a.disturbed || b.disturbed)
+        ([together, to_one], a.unrest.max(b.unrest))
     });
     let [figure, to_one] = figures(turns);
     let to_one = to_one.ns;
@@ -202,7 +205,7 @@ struct Shared {
 struct Turn {
     together: f64,
     alone: f64,
-    disturbed: bool,
+    unrest: Unrest,
 }
 
 /// As many turns as might be needed, each slice begun and ended together.
@@ -224,21 +227,21 @@ fn turns(
     let mut turn = |number| {
         place.wait_calm();
         walk.together(&shared.ends, number);
-        let (together, mut disturbed) = checked_slice(contender, &mut walk, writes);
+        let (together, mut unrest) = checked_slice(contender, &mut walk, writes);
         walk.by_itself();
         let mut alone = f64::NAN;
         for whose in 0..2 {
             place.wait_calm();
             if whose == cpu {
-                let (ns, restless) = checked_slice(contender, &mut walk, writes);
+                let (ns, too) = checked_slice(contender, &mut walk, writes);
                 alone = ns;
-                disturbed |= restless;
+                unrest = unrest.max(too);
             }
         }
         Turn {
             together,
             alone,
-            disturbed,
+            unrest,
         }
     };
     (1..=TURNS).map(&mut turn).collect()

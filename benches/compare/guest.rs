@@ -15,8 +15,8 @@ use ioreq::server::{Builder, IoreqServer, Running, Workers};
 use ioreq::sim::{Cpu, CpuFault, Domain, DomainConfig, Machine, SimHypervisor, VcpuWait};
 use ioreq::{Gfn, GfnRange, MmioRange, PortRange, VcpuId};
 
-use crate::calm::{self, Watch};
-use crate::clock::{Figure, each, figure, median, pin};
+use crate::calm::{Patience, Unrest, Watch};
+use crate::clock::{Figure, MOST, each, figure, figures, pin};
 
 /// Addresses of the register block.
 const MMIO: u64 = 0xe000_0000;
@@ -64,15 +64,15 @@ fn values(trips: u32) -> impl Iterator<Item = u64> {
     (0..trips).map(|trip| u64::from(trip % 1000))
 }
 
-/// Makes so many accesses: nanoseconds for each, and whether others had a part of the CPU.
-fn make(guest: &mut dyn Guest, taken: &Taken, trips: u32, watch: Watch) -> (f64, bool) {
+/// Makes so many accesses: nanoseconds for each, and how much others disturbed it.
+fn make(guest: &mut dyn Guest, taken: &Taken, trips: u32, watch: Watch) -> (f64, Unrest) {
     let (sum, started) = (taken.sum(), Instant::now());
     values(trips).for_each(|value| guest.trip(value));
     let elapsed = started.elapsed();
-    let disturbed = watch.disturbed();
+    let unrest = watch.end();
     guest.check(&mut values(trips));
     check(taken, sum, values(trips).sum());
-    (each(elapsed, trips), disturbed)
+    (each(elapsed, trips), unrest)
 }
 
 fn check(taken: &Taken, before: u64, expected: u64) {
@@ -96,8 +96,9 @@ fn trips_per_slice(guest: &mut dyn Guest, taken: &Taken, span: Duration) -> u32 
 pub(crate) fn one_guest(guest: &mut dyn Guest, taken: &Taken, span: Duration) -> Figure {
     pin(0);
     let trips = trips_per_slice(guest, taken, span);
+    let mut patience = Patience::much();
     figure(|| {
-        calm::wait();
+        patience.wait();
         make(guest, taken, trips, Watch::begin())
     })
 }
@@ -111,20 +112,11 @@ pub(crate) fn two_guests(
     pin(0);
     let trips = trips_per_slice(first.0, first.1, span);
     trips_per_slice(second.0, second.1, span);
-    let mut others = Vec::new();
-    let figure = figure(|| {
-        let (ns, disturbed) = make(first.0, first.1, trips, Watch::long());
-        let (other, disturbed_too) = make(second.0, second.1, trips, Watch::long());
-        if !disturbed && !disturbed_too {
-            others.push(other);
-        }
-        (ns, disturbed || disturbed_too)
-    });
-    if others.is_empty() {
-        others.push(make(second.0, second.1, trips, Watch::long()).0);
-    }
-    let ns = median(others);
-    [figure, Figure { ns, ..figure }]
+    figures((0..MOST).map(|_| {
+        let (ns, unrest) = make(first.0, first.1, trips, Watch::long());
+        let (other, too) = make(second.0, second.1, trips, Watch::long());
+        ([ns, other], unrest.max(too))
+    }))
 }
 
 /// All guests at once on CPU 0; nanoseconds per access of all together.
@@ -153,7 +145,7 @@ pub(crate) fn many_guests(guests: &mut [Box<dyn Guest>], taken: &Taken, trips: u
             .for_each(|guest| guest.check(&mut values(trips)));
         check(taken, sum, values(trips).sum::<u64>() * u64::from(count));
         // They take turns on one CPU: that is what is measured.
-        (each(elapsed, trips * count), false)
+        (each(elapsed, trips * count), Unrest::NONE)
     })
 }
 

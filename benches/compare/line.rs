@@ -56,7 +56,7 @@ impl<'a> Place<'a> {
         while self.looks > 0 && self.line.arrived.load(Ordering::Acquire) < LEFT {
             self.looks -= 1;
             self.wait();
-            if !calm::is_calm() {
+            if !calm::unrest().is_calm() {
                 // Relaxed, and below: the line orders it. So both see the same number, and go on together.
                 self.line.restless.fetch_add(1, Ordering::Relaxed);
             }

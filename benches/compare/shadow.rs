@@ -14,7 +14,7 @@ use ioreq::sim::{Domain, DomainConfig, HostileSlots, Machine, SimHypervisor};
 use ioreq::{Gfn, GfnRange, GuestMap, GuestRam, VcpuId, Width, abi};
 use vm_memory::GuestAddress;
 
-use crate::calm::{self, Watch};
+use crate::calm::{Patience, Watch};
 use crate::clock::{Figure, each, figure, pin};
 use crate::row::Row;
 
@@ -122,11 +122,12 @@ fn entries(rig: &Rig, root: RootId, rounds: u32) -> ioreq::Result<[Row; 2]> {
     let mut random = fastrand::Rng::with_seed(1);
     for _ in 0..rounds {
         let mut time = |tables: Option<u64>| {
+            let mut patience = Patience::much();
             figure(|| {
                 let writes: Vec<(u64, u64, u64)> = (0..WRITES)
                     .map(|_| (random.u64(..WRITTEN), random.u64(..512), random.u64(..)))
                     .collect();
-                calm::wait();
+                patience.wait();
                 let (watch, started) = (Watch::begin(), Instant::now());
                 for (table, index, value) in &writes {
                     let page = tables.map_or(PLAIN, |first| first + table);
@@ -135,7 +136,7 @@ fn entries(rig: &Rig, root: RootId, rounds: u32) -> ioreq::Result<[Row; 2]> {
                     served.expect("a server that lives");
                 }
                 let elapsed = started.elapsed();
-                let disturbed = watch.disturbed();
+                let unrest = watch.end();
                 // Last writes first: what was written before is written over.
                 let mut seen = std::collections::HashSet::new();
                 for (table, index, value) in writes.iter().rev() {
@@ -144,7 +145,7 @@ fn entries(rig: &Rig, root: RootId, rounds: u32) -> ioreq::Result<[Row; 2]> {
                         assert_eq!(leads_to, frame(*value) << 12, "the shadow follows");
                     }
                 }
-                (each(elapsed, WRITES), disturbed)
+                (each(elapsed, WRITES), unrest)
             })
         };
         shadow.push(time(Some(TABLES + 3)));

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use vm_device::DeviceMmio;
 
-use crate::calm::{self, Watch};
+use crate::calm::{Patience, Watch};
 use crate::clock::{Figure, each, figure, median, pin};
 use crate::row::Row;
 use crate::support::device::Device;
@@ -142,13 +142,14 @@ fn churn(rounds: u32) -> Vec<Row> {
     for _ in 0..rounds {
         for ((_, contender), figures) in contenders.iter().zip(&mut figures) {
             (0..50_000).for_each(|_| contender.again(random.u64(..MANY)));
+            let mut patience = Patience::much();
             figures.push(figure(|| {
                 let count = 400;
-                calm::wait();
+                patience.wait();
                 let (watch, started) = (Watch::begin(), Instant::now());
                 (0..count).for_each(|_| contender.again(random.u64(..MANY)));
                 let elapsed = started.elapsed();
-                (each(elapsed, count), watch.disturbed())
+                (each(elapsed, count), watch.end())
             }));
         }
     }

@@ -6,7 +6,7 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crate::calm::preemptions;
+use crate::calm::{Unrest, preemptions};
 use crate::changes::{Changing, ChangingPages, Turn};
 use crate::clock::{Figure, TURNS, checked_slice, figures, pin, writes_per_slice};
 use crate::line::{Line, Place};
@@ -105,12 +105,17 @@ fn beside_updater(
             serve_checked(contender, &mut walk, writes);
             let (turns, preempted) = told.look();
             let looked = Instant::now();
-            let (beside, disturbed) = checked_slice(contender, &mut walk, writes);
+            let (beside, unrest) = checked_slice(contender, &mut walk, writes);
             let between = looked.elapsed();
             let (turns_after, preempted_after) = told.look();
             told.over.store(slice, Ordering::Relaxed);
             // No turn at all: the updater did not run.
             let hindered = preempted != preempted_after || turns == turns_after;
+            let hindered = if hindered {
+                Unrest::SPOILT
+            } else {
+                Unrest::NONE
+            };
             let change = between.as_secs_f64() * 1e9 / made(turns_after - turns, how);
 
             place.wait_calm();
@@ -118,9 +123,9 @@ fn beside_updater(
                 .get_or_insert_with(|| writes_per_slice(contender, &mut walk, WARM_UP));
             // What was changed comes back into this CPU's caches.
             serve_checked(contender, &mut walk, writes.max(again));
-            let (alone, restless) = checked_slice(contender, &mut walk, writes);
+            let (alone, too) = checked_slice(contender, &mut walk, writes);
             let values = [beside, alone, beside / alone, change];
-            (values, disturbed || hindered || restless)
+            (values, unrest.max(hindered).max(too))
         });
         figures(turns)
     })
