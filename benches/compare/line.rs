@@ -9,8 +9,8 @@ use crossbeam::utils::CachePadded;
 
 use crate::calm;
 
-/// Times that two threads look whether both CPUs are calm, in all slices of a figure: a tenth of a second or two.
-const LOOKS: u32 = 1 << 15;
+/// Times that two threads look whether both CPUs are calm, in all slices of a figure: some tenths of a second.
+const LOOKS: u32 = 1 << 16;
 
 /// More than ever arrive: somebody has left.
 const LEFT: usize = usize::MAX / 2;

@@ -19,7 +19,7 @@ pub(crate) struct Row {
     #[serde(default = "nanoseconds")]
     pub(crate) unit: String,
     rounds: Vec<f64>,
-    /// Rounds whose figure is of slices in which others took the CPU.
+    /// Rounds whose figure is of slices in which others shared a CPU: the calmest third.
     pub(crate) disturbed: usize,
     /// What it was measured in turns with, and each round's ratio to that.
     #[serde(default)]
@@ -167,6 +167,12 @@ impl Figures {
     pub(crate) fn beside<'a>(&'a self, ours: &'a Row) -> impl Iterator<Item = &'a Row> {
         let beside = move |row: &&Row| !row.is_ours() && row.is_beside(ours);
         self.0.iter().filter(beside)
+    }
+
+    /// Whether others shared a CPU while a round of it, or of one beside it, was measured.
+    pub(crate) fn is_disturbed(&self, ours: &Row) -> bool {
+        let mut all = std::iter::once(ours).chain(self.beside(ours));
+        all.any(|row| row.disturbed > 0)
     }
 
     /// Every one of ours against every other beside it; and everybody against what it was measured in turns with.

@@ -76,12 +76,17 @@ fn replaced(document: &str, text: &str) -> Result<String> {
 fn tables(figures: &Figures, compared: &[Compared]) -> Result<String> {
     let mut text = String::new();
     for group in figures.groups() {
-        table(&mut text, &group, compared)?;
+        table(&mut text, &group, figures, compared)?;
     }
     Ok(text)
 }
 
-fn table(text: &mut String, group: &[&Row], compared: &[Compared]) -> Result<()> {
+fn table(
+    text: &mut String,
+    group: &[&Row],
+    figures: &Figures,
+    compared: &[Compared],
+) -> Result<()> {
     let first = group.first().context("a group has a row")?;
     let lines: Vec<(&Row, Vec<&Compared>)> = group
         .iter()
@@ -111,9 +116,10 @@ fn table(text: &mut String, group: &[&Row], compared: &[Compared]) -> Result<()>
             Some((Some(met), Some(goal))) => format!("{} (goal {goal:.3})", mark(Some(met))),
             _ => String::new(),
         };
+        let disturbed = if figures.is_disturbed(row) { " *" } else { "" };
         write!(
             text,
-            "| {} | {} | {} | {}{itself} | {:.0} |",
+            "| {} | {} | {} | {}{itself} | {:.0}{disturbed} |",
             row.n,
             row.pattern,
             row.threads,
@@ -157,16 +163,23 @@ mod tests {
 
     #[test]
     fn a_table_has_the_columns_of_its_peers_and_says_what_was_missed() {
-        let line = |contender: &str, ns: f64| {
+        let line = |n: u32, contender: &str, ns: f64, disturbed: u32| {
             format!(
-                r#"{{"name":"ports","n":8,"pattern":"hot","threads":1,"contender":"{contender}","rounds":[{ns}],"disturbed":0}}"#
+                r#"{{"name":"ports","n":{n},"pattern":"hot","threads":1,"contender":"{contender}","rounds":[{ns}],"disturbed":{disturbed}}}"#
             )
         };
-        let lines = [line("ours", 4.0), line("vm-device", 5.0)].join("\n");
+        let lines = [
+            line(8, "ours", 4.0, 0),
+            line(8, "vm-device", 5.0, 0),
+            line(9, "ours", 4.0, 0),
+            line(9, "vm-device", 8.0, 1),
+        ]
+        .join("\n");
         let figures = Figures::parse(&lines).unwrap();
         let text = tables(&figures, &figures.compare()).unwrap();
         let expected = "**ports**\n\n| n | pattern | threads | ns | ± % | to vm-device |\n\
-            | --- | --- | --- | --- | --- | --- |\n| 8 | hot | 1 | 4.00 | 0 | 0.80✗ (0.70) |\n\n";
+            | --- | --- | --- | --- | --- | --- |\n| 8 | hot | 1 | 4.00 | 0 | 0.80✗ (0.70) |\n\
+            | 9 | hot | 1 | 4.00 | 0 * | 0.50✓ (0.70) |\n\n";
         assert_eq!(text, expected);
     }
 }

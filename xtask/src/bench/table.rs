@@ -68,7 +68,7 @@ pub(crate) fn print(figures: &Figures, compared: &[Compared]) {
     println!(
         "\nOurs (median of the rounds, and their spread), and its ratio to others; below 1 is faster, or less, than they."
     );
-    println!("✓ ✗: a goal met or missed. *: others took the CPU while it was measured.");
+    println!("✓ ✗: a goal met or missed. *: others shared a CPU in a round of it, of anybody's.");
     for group in figures.groups() {
         let Some(first) = group.first() else { continue };
         let of_it = |other: &&Compared| group.iter().any(|row| other.is_of(row));
@@ -97,12 +97,7 @@ fn line(ours: &Row, figures: &Figures, compared: &[Compared], columns: &[(&str, 
         .iter()
         .map(|(_, against)| format!("{:>8}", cell(&beside, against)));
     let in_itself = beside.iter().find(|other| other.is_of_itself());
-    let any = std::iter::once(ours).chain(figures.beside(ours));
-    let disturbed = if any.into_iter().any(|row| row.disturbed > 0) {
-        "*"
-    } else {
-        ""
-    };
+    let disturbed = if figures.is_disturbed(ours) { "*" } else { "" };
     println!(
         "  {:>9} {:34} {:>3} {:>10}{}  {:>4.0} {} {disturbed}",
         ours.n,
