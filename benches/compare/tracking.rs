@@ -18,14 +18,16 @@ use crate::support::ours::Pages;
 
 /// Pages of the big maps.
 const MANY: u64 = 1_000_000;
-/// Changes between two collections of garbage, which the server makes as often as it has changed something.
-const COLLECT_EVERY: u32 = 64;
+/// Pages that leave and come back under one lock, and with one pin; garbage is collected after them. The server marks up to 1024 at a time.
+const BATCH: usize = 64;
+/// Batches of a slice.
+const BATCHES: usize = 6;
 
 type DynDevice = Arc<dyn DeviceMmio + Send + Sync>;
 
-/// Removes a page and adds it again.
+/// Removes each of the pages and adds it again, before the next one leaves.
 trait Churn {
-    fn again(&self, page: u64);
+    fn again(&self, pages: &[u64]);
 }
 
 struct Ours {
@@ -50,52 +52,51 @@ impl Ours {
 }
 
 impl Churn for Ours {
-    fn again(&self, page: u64) {
-        let page_frames = self.pages.frames(self.layout, page, 1);
-        assert_eq!(self.pages.map.remove(page_frames), 1);
-        let added = self.pages.map.insert(page_frames, &self.route);
-        added.expect("just removed");
-        if page.is_multiple_of(COLLECT_EVERY.into()) {
-            self.pages.grace.collect();
+    fn again(&self, pages: &[u64]) {
+        let mut map = self.pages.map.edit();
+        for page in pages {
+            let page = self.pages.frames(self.layout, *page, 1);
+            assert_eq!(map.remove(page), 1);
+            map.insert(page, &self.route).expect("just removed");
         }
+        drop(map);
+        self.pages.grace.collect();
     }
 }
 
 struct Tree(RwLock<BTreeMap<u64, DynDevice>>);
 
 impl Churn for Tree {
-    fn again(&self, page: u64) {
-        let remove = |map: &RwLock<BTreeMap<_, _>>| {
-            let mut map = map.write().unwrap_or_else(PoisonError::into_inner);
-            map.remove(&page)
-        };
-        let device = remove(&self.0).expect("there");
+    fn again(&self, pages: &[u64]) {
         let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        map.insert(page, device);
+        for page in pages {
+            let device = map.remove(page).expect("there");
+            map.insert(*page, device);
+        }
     }
 }
 
 struct Hash(RwLock<HashMap<u64, DynDevice>>);
 
 impl Churn for Hash {
-    fn again(&self, page: u64) {
-        let remove = |map: &RwLock<HashMap<_, _>>| {
-            let mut map = map.write().unwrap_or_else(PoisonError::into_inner);
-            map.remove(&page)
-        };
-        let device = remove(&self.0).expect("there");
+    fn again(&self, pages: &[u64]) {
         let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        map.insert(page, device);
+        for page in pages {
+            let device = map.remove(page).expect("there");
+            map.insert(*page, device);
+        }
     }
 }
 
 struct Papaya(papaya::HashMap<u64, DynDevice>);
 
 impl Churn for Papaya {
-    fn again(&self, page: u64) {
+    fn again(&self, pages: &[u64]) {
         let map = self.0.pin();
-        let device = map.remove(&page).map(Arc::clone).expect("there");
-        map.insert(page, device);
+        for page in pages {
+            let device = map.remove(page).map(Arc::clone).expect("there");
+            map.insert(*page, device);
+        }
     }
 }
 
@@ -103,10 +104,12 @@ impl Churn for Papaya {
 struct Swap(Vec<AtomicU64>);
 
 impl Churn for Swap {
-    fn again(&self, page: u64) {
-        let word = usize::try_from(page).ok().and_then(|at| self.0.get(at));
-        // SeqCst, as whatever x86 exchanges: nothing after it begins before the word is here.
-        let _before = word.expect("below the count").swap(page, Ordering::SeqCst);
+    fn again(&self, pages: &[u64]) {
+        for page in pages {
+            let word = usize::try_from(*page).ok().and_then(|at| self.0.get(at));
+            // SeqCst, as whatever x86 exchanges.
+            let _before = word.expect("below the count").swap(*page, Ordering::SeqCst);
+        }
     }
 }
 
@@ -141,14 +144,18 @@ fn churn(rounds: u32) -> Vec<Row> {
     let mut random = fastrand::Rng::with_seed(7);
     for _ in 0..rounds {
         for ((_, contender), figures) in contenders.iter().zip(&mut figures) {
-            (0..50_000).for_each(|_| contender.again(random.u64(..MANY)));
+            let mut draw = |count| -> Vec<u64> { (0..count).map(|_| random.u64(..MANY)).collect() };
+            draw(50_000)
+                .chunks(BATCH)
+                .for_each(|pages| contender.again(pages));
             let mut patience = Patience::much();
             figures.push(figure(|| {
-                let count = 400;
+                let pages = draw(BATCH * BATCHES);
                 patience.wait();
                 let (watch, started) = (Watch::begin(), Instant::now());
-                (0..count).for_each(|_| contender.again(random.u64(..MANY)));
+                pages.chunks(BATCH).for_each(|pages| contender.again(pages));
                 let elapsed = started.elapsed();
+                let count = u32::try_from(pages.len()).unwrap_or(u32::MAX);
                 (each(elapsed, count), watch.end())
             }));
         }

@@ -320,13 +320,15 @@ impl Ledger {
         let Some(authority) = &self.authority else {
             return Ok(());
         };
-        let inserted = routes.for_each(pages, |part, route| core.pages.insert(part, route));
+        let mut edit = core.pages.edit();
+        let inserted = routes.for_each(pages, |part, route| edit.insert(part, route));
         inserted.map_err(|(at, err)| {
             if let Some(before) = range(pages.first(), at.first().checked_sub(1)) {
-                core.pages.remove(before);
+                edit.remove(before);
             }
             untouched(err, [pages])
         })?;
+        drop(edit);
         for batch in pages.batches(MARK_BATCH) {
             let Err(err) = core.hv.set_mem_type(authority, P2mType::IoreqServer, batch) else {
                 continue;

@@ -11,6 +11,7 @@
 
 mod counted;
 mod dispatcher;
+mod edit;
 mod grace;
 mod held;
 mod kind;
@@ -23,7 +24,6 @@ mod port_map;
 mod range_map;
 mod ranged;
 mod route;
-mod single;
 mod tally;
 mod zeroed;
 
@@ -31,6 +31,7 @@ mod zeroed;
 mod model;
 
 pub use counted::Counted;
+pub use edit::Edit;
 pub use grace::{Grace, ReadGuard, Reader};
 pub use kind::Kind;
 pub use leaf::{Lead, Page};

@@ -14,6 +14,7 @@ use std::sync::{Arc, PoisonError};
 use crossbeam::utils::CachePadded;
 
 use super::counted::{Counted, Node};
+use super::edit::Edit;
 use super::grace::{Grace, ReadGuard};
 use super::held::Held;
 use super::kind::{Kind, Kinds, Way};
@@ -202,16 +203,23 @@ impl<R: Send + Sync + 'static> PageMap<R> {
     /// # Errors
     /// `RouteConflict` with the first of them that is tracked already, `InvalidArgument` beyond the map's last frame or if
     /// the route belongs to another map.
-    #[inline]
     pub fn insert(&self, pages: GfnRange, route: &Counted<R>) -> Result<()> {
-        if pages.pages() == 1 && self.insert_single(Gfn(pages.first()), route) {
-            return Ok(());
-        }
-        self.insert_any(pages, route)
+        self.edit().insert(pages, route)
+    }
+
+    /// Many changes under one lock.
+    #[must_use]
+    pub fn edit(&self) -> Edit<'_, R> {
+        Edit::new(self)
     }
 
     #[inline(never)]
-    fn insert_any(&self, pages: GfnRange, route: &Counted<R>) -> Result<()> {
+    pub(super) fn insert_all(
+        &self,
+        pages: GfnRange,
+        route: &Counted<R>,
+        tally: &mut Tally<R>,
+    ) -> Result<()> {
         if pages.last() > self.last.0 {
             let err = Error::new(Op::Route, ErrorKind::InvalidArgument).about(format!(
                 "{pages}: the last frame that can be tracked is {} (see the builder's last_gfn)",
@@ -220,8 +228,6 @@ impl<R: Send + Sync + 'static> PageMap<R> {
             return Err(err);
         }
         self.check_route(route, pages)?;
-        let mut tally = self.tally();
-        let tally = &mut *tally;
         if let Some(gfn) = self.first_that_is(true, pages, tally) {
             let err = Error::new(Op::Route, ErrorKind::RouteConflict);
             return Err(err.about(GfnRange::from(gfn)));
@@ -363,20 +369,14 @@ impl<R: Send + Sync + 'static> PageMap<R> {
 
     /// Removes those of `pages` that are tracked, and returns their number. No new look-up finds them; orders that are held
     /// stay held until their holders are done, parking ends.
-    #[inline]
     pub fn remove(&self, pages: GfnRange) -> u64 {
-        if pages.pages() == 1 && self.remove_single(Gfn(pages.first())) {
-            return 1;
-        }
-        self.remove_any(pages)
+        self.edit().remove(pages)
     }
 
     #[inline(never)]
-    fn remove_any(&self, pages: GfnRange) -> u64 {
+    pub(super) fn remove_all(&self, pages: GfnRange, tally: &mut Tally<R>) -> u64 {
         let mut removed = 0;
         let mut unlinked = Unlinked::new();
-        let mut tally = self.tally();
-        let tally = &mut *tally;
         for part in tally.used_parts(pages) {
             if tally.is_all(part, false) {
                 continue;
