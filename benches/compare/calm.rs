@@ -50,7 +50,7 @@ pub(crate) fn unrest() -> Unrest {
     let took = nanos(started.elapsed());
     // Relaxed: a number of its own.
     let quickest = QUICKEST.fetch_min(took, Ordering::Relaxed).min(took);
-    Unrest((took - quickest) * 100 / quickest.max(1))
+    Unrest(((took - quickest) * 100).div_ceil(quickest.max(1)))
 }
 
 /// Times that the kernel took the CPU away from this thread.
