@@ -33,6 +33,8 @@ poweroff -f
 /// `no-xen` turns off, a process of dom0 has another domain's vector registers now and then (in QEMU 7.2; see the program `registers`).
 const XEN_OPTIONS: &str = "console=com1 com1=115200,8n1 loglvl=info guest_loglvl=all dom0_mem=512M,max:512M \
     dom0_max_vcpus=1 dom0_vcpus_pin sched_ratelimit_us=0 cpuidle=0 spec-ctrl=no-xen,eager-fpu";
+/// A scheduler that looks at a vCPU which has its processor to itself once a second; the default one does every 10 ms at least.
+const PATIENT_SCHEDULER: &str = " sched=credit sched_credit_tslice_ms=1000";
 const DOM0_OPTIONS: &str = "console=hvc0 quiet panic=1";
 /// QEMU's own CPU model hangs Xen; `monitor` makes it panic when idle, the other two break a PV dom0 in QEMU 7.2.
 const CPU: &str = "EPYC,-monitor,-smap,-smep";
@@ -93,6 +95,8 @@ pub(crate) struct Boot<'a> {
     clock: Clock,
     /// Of the machine, in MiB.
     memory: u32,
+    /// Of Xen, beside [`XEN_OPTIONS`].
+    options: &'static str,
     programs: Vec<(String, PathBuf)>,
     files: Vec<(String, Vec<u8>)>,
     /// Features of the processor, beside [`CPU`]'s.
@@ -107,6 +111,7 @@ impl<'a> Boot<'a> {
             smp,
             clock: Clock::Host,
             memory: 1536,
+            options: "",
             programs: Vec::new(),
             files: Vec::new(),
             features: "",
@@ -123,6 +128,12 @@ impl<'a> Boot<'a> {
     /// With so many MiB of memory.
     pub(crate) fn memory(mut self, mib: u32) -> Self {
         self.memory = mib;
+        self
+    }
+
+    /// With a scheduler that leaves a vCPU alone for long if nobody else wants its processor.
+    pub(crate) fn patient_scheduler(mut self) -> Self {
+        self.options = PATIENT_SCHEDULER;
         self
     }
 
@@ -213,7 +224,8 @@ impl<'a> Boot<'a> {
             .args(["-display", "none", "-no-reboot"])
             .arg("-kernel")
             .arg(&self.parts.xen)
-            .args(["-append", XEN_OPTIONS, "-initrd", &modules]);
+            .args(["-append", &format!("{XEN_OPTIONS}{}", self.options)])
+            .args(["-initrd", &modules]);
         Ok(command)
     }
 

@@ -123,7 +123,11 @@ pub(super) fn run(parts: &Parts, smp: u8, filter: Option<&str>, renew: bool) -> 
 /// One boot of the suite.
 fn boot(parts: &Parts, smp: u8, suite: &Path, name: &str, ids: &[&str]) -> Result<Log> {
     let only = ids.join(",");
-    let log = Boot::new(parts, smp)
+    let boot = match smp {
+        1 => Boot::new(parts, smp),
+        _ => Boot::new(parts, smp).patient_scheduler(),
+    };
+    let log = boot
         .program("behaviour", suite)
         .job(&format!(
             "BEHAVIOUR_BOOT={name} BEHAVIOUR_ROWS={only} /bin/behaviour"
