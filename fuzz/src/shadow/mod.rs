@@ -10,7 +10,7 @@ use std::num::NonZeroU32;
 use std::sync::atomic::Ordering;
 
 use ioreq_backends::vgpu::{OutOfSync, Root, RootId};
-use ioreq_core::{Gfn, Width};
+use ioreq_core::{ErrorKind, Gfn, Width};
 
 use crate::script::Script;
 use world::{DISTANCE, Walked, World};
@@ -53,6 +53,7 @@ pub fn run(data: &[u8]) {
         ordered,
         scarce,
         half: 0,
+        mixed: false,
     };
     if shape & 8 != 0 {
         for (table, entry) in [(1, 0x2003), (13, 0x3003), (2, 0x4003), (4, 0x7003)] {
@@ -78,9 +79,36 @@ struct Run {
     /// Few tables, few address spaces.
     scarce: bool,
     half: u64,
+    /// Some entry led to a table of another level than its page has: bytes of two entries in one.
+    mixed: bool,
 }
 
-/// Tables have fixed levels: 1, 13: PML4; 2, 3: PDP; 4–6: PD; 7–10: PT; 11, 12: PT of 64 KiB.
+/// The level of a page that is a table, and whether it is one of 64 KiB pages.
+fn level(table: u64) -> Option<(u8, bool)> {
+    match table {
+        1 | 13 => Some((4, false)),
+        2 | 3 => Some((3, false)),
+        4..=6 => Some((2, false)),
+        7..=10 => Some((1, false)),
+        11 | 12 => Some((1, true)),
+        _ => None,
+    }
+}
+
+/// Whether `entry` of `table` leads to a table of another level than its page has.
+fn is_mixed(table: u64, entry: u64) -> bool {
+    let Some((above, _)) = level(table) else {
+        return false;
+    };
+    let is_page = above == 1 || (above < 4 && entry & 0x80 != 0);
+    if entry & 1 == 0 || is_page {
+        return false;
+    }
+    let meant = (above - 1, above == 2 && entry & 0x800 != 0);
+    level(entry >> 12 & 0x3_ffff_ffff).is_some_and(|level| level != meant)
+}
+
+/// An entry as it is meant: see [`level`].
 fn entry(script: &mut Script, table: u64) -> u64 {
     let flags = script.one_of(&[3, 3, 3, 1, 0, 3]);
     let to = script.take::<u8>();
@@ -124,23 +152,19 @@ impl Run {
                 };
                 let at = (table << 12) + index(script) * 8;
                 match script.below(8) {
-                    0 => self.world.write(at, Width::B4, value & 0xffff_ffff),
-                    1 => self.world.write(at + 4, Width::B4, value >> 32),
-                    2 => self
-                        .world
-                        .write(at + script.below(7), Width::B2, value & 0xffff),
+                    0 => self.write(at, Width::B4, value & 0xffff_ffff),
+                    1 => self.write(at + 4, Width::B4, value >> 32),
+                    2 => self.write(at + script.below(7), Width::B2, value & 0xffff),
                     3 => {
-                        self.world.write(at + 4, Width::B4, value >> 32);
-                        self.world.write(at, Width::B4, value & 0xffff_ffff);
+                        self.write(at + 4, Width::B4, value >> 32);
+                        self.write(at, Width::B4, value & 0xffff_ffff);
                     }
-                    4 => self
-                        .world
-                        .write(at + script.below(8), Width::B1, value & 0xff),
+                    4 => self.write(at + script.below(8), Width::B1, value & 0xff),
                     5 if at % 4096 < 4088 => {
                         self.half += 1;
-                        self.world.write(at + 4, Width::B8, value);
+                        self.write(at + 4, Width::B8, value);
                     }
-                    _ => self.world.write(at, Width::B8, value),
+                    _ => self.write(at, Width::B8, value),
                 }
             }
             6 | 7 => {
@@ -165,6 +189,16 @@ impl Run {
             14 => self.change_grain(4 + table % 3, index(script)),
             _ => self.relent(),
         }
+    }
+
+    /// A vCPU's store to a table.
+    fn write(&mut self, at: u64, width: Width, value: u64) {
+        self.world.write(at, width, value);
+        let (table, last) = (at >> 12, at + width.size() as u64 - 1);
+        self.mixed |= (at % 4096 / 8..=last % 4096 / 8).any(|index| {
+            let entry = self.world.ram.entry(table, index);
+            entry.is_some_and(|entry| is_mixed(table, entry))
+        });
     }
 
     /// What an entry leads to becomes a table of 64 KiB pages, or one of 4 KiB pages again: another level to the shadow.
@@ -196,6 +230,10 @@ impl Run {
                 assert_ne!(number, 3, "a root outside of memory");
                 assert_eq!(self.world.shadow.find(root), Some(id));
                 self.open[number] = Some(id);
+            }
+            // A table of one address space is refused as the root of another, if bytes of two entries made it one.
+            Err(err) if self.mixed => {
+                assert!(!bears || err.kind() == ErrorKind::InvalidArgument, "{err}");
             }
             Err(err) => assert!(!bears || number == 3, "{err}"),
         }
