@@ -8,29 +8,13 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::slices::Unrest;
+
 /// Turns of the piece of work: a few microseconds.
 const TURNS: u64 = 1000;
-/// Above the quickest that it was ever done, in percent. Clock rates differ by less, a core that is shared by more.
-const ALLOWED: u64 = 20;
 
 /// The quickest so far, in nanoseconds.
 static QUICKEST: AtomicU64 = AtomicU64::new(u64::MAX);
-
-/// How much a slice was disturbed: by how many percent the piece of work took longer than the quickest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Unrest(u64);
-
-impl Unrest {
-    /// Not at all.
-    pub(crate) const NONE: Self = Unrest(0);
-    /// Its time says nothing.
-    pub(crate) const SPOILT: Self = Unrest(u64::MAX);
-
-    /// So little that it counts.
-    pub(crate) fn is_calm(self) -> bool {
-        self.0 <= ALLOWED
-    }
-}
 
 fn nanos(elapsed: Duration) -> u64 {
     u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX)
@@ -50,7 +34,7 @@ pub(crate) fn unrest() -> Unrest {
     let took = nanos(started.elapsed());
     // Relaxed: a number of its own.
     let quickest = QUICKEST.fetch_min(took, Ordering::Relaxed).min(took);
-    Unrest(((took - quickest) * 100).div_ceil(quickest.max(1)))
+    Unrest::of(took, quickest)
 }
 
 /// Times that the kernel took the CPU away from this thread.

@@ -7,30 +7,15 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::calm::{Patience, Unrest, Watch};
+use crate::calm::{Patience, Watch};
 use crate::line::{Line, Place};
+use crate::slices::{Figure, TURNS, Unrest, figure, figures, of_slices};
 use crate::support::contender::{Contender, serve_checked};
 use crate::support::device::taken;
 use crate::support::walk::{Ends, Walk};
 
 /// How long a slice should take.
 const SLICE: Duration = Duration::from_micros(125);
-/// Calm slices that make a figure.
-const WANTED: usize = 15;
-/// Slices after which it is made of the calmest there are.
-pub(crate) const MOST: usize = 10 * WANTED;
-/// The same of turns, of several slices each.
-pub(crate) const TURNS: usize = 4 * WANTED;
-
-/// What a figure rests on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Figure {
-    /// Nanoseconds of wall time per write, the threads' writes taken together.
-    pub(crate) ns: f64,
-    /// Too few slices were calm, so that the figure is of the calmest third of all.
-    pub(crate) disturbed: bool,
-}
-
 /// Keeps this thread on one CPU, if the machine has it.
 pub(crate) fn pin(cpu: usize) {
     // SAFETY: a set of CPUs is bits, for which zeroes are valid.
@@ -39,52 +24,6 @@ pub(crate) fn pin(cpu: usize) {
     unsafe { libc::CPU_SET(cpu, &mut set) };
     // SAFETY: the call reads the set, whose size is told.
     unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
-}
-
-/// The middle one.
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// Takes slices until enough are calm. A slice says how long it took per write, and how much it was disturbed.
-pub(crate) fn figure(mut slice: impl FnMut() -> (f64, Unrest)) -> Figure {
-    let [figure] = figures((0..MOST).map(|_| {
-        let (ns, unrest) = slice();
-        ([ns], unrest)
-    }));
-    figure
-}
-
-/// Takes turns until enough are calm, or there is none left. Several figures are taken of each.
-pub(crate) fn figures<const N: usize>(
-    turns: impl IntoIterator<Item = ([f64; N], Unrest)>,
-) -> [Figure; N] {
-    let (mut all, mut calm) = (Vec::new(), 0);
-    for (values, unrest) in turns {
-        all.push((values, unrest));
-        calm += usize::from(unrest.is_calm());
-        if calm == WANTED {
-            break;
-        }
-    }
-    of_slices(all, WANTED)
-}
-
-/// Of the calm slices, or of the calmest third of all if too few of those that were wanted are calm.
-fn of_slices<const N: usize>(mut all: Vec<([f64; N], Unrest)>, wanted: usize) -> [Figure; N] {
-    all.sort_by_key(|(_, unrest)| *unrest);
-    let calm = all.partition_point(|(_, unrest)| unrest.is_calm());
-    let disturbed = calm < wanted / 3;
-    if !disturbed {
-        all.truncate(calm);
-    } else if let Some((_, most)) = all.get(all.len() / 3).copied() {
-        all.retain(|(_, unrest)| *unrest <= most);
-    }
-    std::array::from_fn(|at| Figure {
-        ns: median(all.iter().map(|(values, _)| values[at]).collect()),
-        disturbed,
-    })
 }
 
 /// Nanoseconds for each of `count`.

@@ -15,8 +15,9 @@ use ioreq::server::{Builder, IoreqServer, Running, Workers};
 use ioreq::sim::{Cpu, CpuFault, Domain, DomainConfig, Machine, SimHypervisor, VcpuWait};
 use ioreq::{Gfn, GfnRange, MmioRange, PortRange, VcpuId};
 
-use crate::calm::{Patience, Unrest, Watch};
-use crate::clock::{Figure, MOST, each, figure, figures, pin};
+use crate::calm::{Patience, Watch};
+use crate::clock::{each, pin};
+use crate::slices::{Figure, MOST, Unrest, figure, figures};
 
 /// Addresses of the register block.
 const MMIO: u64 = 0xe000_0000;

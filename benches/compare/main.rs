@@ -18,6 +18,7 @@ mod plan;
 mod round_trip;
 mod row;
 mod shadow;
+mod slices;
 #[path = "../support/mod.rs"]
 mod support;
 mod tracking;
@@ -26,9 +27,10 @@ mod updater;
 
 use clap::Parser;
 
-use clock::{Figure, cold_thread, one_thread, two_threads};
+use clock::{cold_thread, one_thread, two_threads};
 use plan::{Group, Named};
 use row::Row;
+use slices::Figure;
 use support::contender::check;
 use support::walk::{Pattern, Walk};
 

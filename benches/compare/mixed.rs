@@ -11,9 +11,9 @@ use ioreq::server::Workers;
 use ioreq::sim::{Cpu, CpuFault, VcpuThread, VcpuWait};
 use ioreq::{VcpuId, Width};
 
-use crate::clock::Figure;
 use crate::guest::{Kind, Served, page_of};
 use crate::row::Row;
+use crate::slices::Figure;
 
 /// vCPUs, the measured one included.
 const VCPUS: u32 = 4;

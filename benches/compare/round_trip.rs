@@ -8,10 +8,10 @@ use std::time::Duration;
 use ioreq::server::Polling;
 use ioreq::sim::VcpuWait;
 
-use crate::clock::Figure;
 use crate::floors::{Raw, Waits};
 use crate::guest::{Kind, Served, many_guests, one_guest, two_guests};
 use crate::row::Row;
+use crate::slices::Figure;
 
 /// A slice of round trips without a sleep.
 const SHORT: Duration = Duration::from_micros(250);

@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use crate::clock::Figure;
+use crate::slices::Figure;
 
 /// One contender's figures.
 #[derive(Serialize)]

@@ -15,8 +15,9 @@ use ioreq::{Gfn, GfnRange, GuestMap, GuestRam, VcpuId, Width, abi};
 use vm_memory::GuestAddress;
 
 use crate::calm::{Patience, Watch};
-use crate::clock::{Figure, each, figure, pin};
+use crate::clock::{each, pin};
 use crate::row::Row;
+use crate::slices::{Figure, figure};
 
 /// How far host addresses are from guest addresses.
 const DISTANCE: u64 = 0x10_0000_0000;

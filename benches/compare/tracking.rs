@@ -10,8 +10,9 @@ use std::time::Instant;
 use vm_device::DeviceMmio;
 
 use crate::calm::{Patience, Watch};
-use crate::clock::{Figure, each, figure, median, pin};
+use crate::clock::{each, pin};
 use crate::row::Row;
+use crate::slices::{Figure, figure, median};
 use crate::support::device::Device;
 use crate::support::layout::Layout;
 use crate::support::ours::Pages;

@@ -11,8 +11,9 @@ use ioreq::server::IoreqServer;
 use ioreq::sim::{DomainConfig, Machine};
 use ioreq::{Gfn, GfnRange, Op, P2mType};
 
-use crate::clock::{Figure, each};
+use crate::clock::each;
 use crate::row::Row;
+use crate::slices::Figure;
 
 /// Pages that are marked, and unmarked.
 const PAGES: u64 = 1 << 15;

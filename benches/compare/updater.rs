@@ -6,11 +6,12 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crate::calm::{Unrest, preemptions};
+use crate::calm::preemptions;
 use crate::changes::{Changing, ChangingPages, Turn};
-use crate::clock::{Figure, TURNS, checked_slice, figures, pin, writes_per_slice};
+use crate::clock::{checked_slice, pin, writes_per_slice};
 use crate::line::{Line, Place};
 use crate::row::Row;
+use crate::slices::{Figure, TURNS, Unrest, figures};
 use crate::support::contender::{check, serve_checked};
 use crate::support::layout::Layout;
 use crate::support::ours::Ranges;
