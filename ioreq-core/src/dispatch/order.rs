@@ -68,17 +68,27 @@ pub(super) fn lock(byte: &AtomicU8) -> Result<Locked<'_>, Parked> {
     }
 }
 
-/// Turns of waiting before another try, about a microsecond. Each try takes the byte's line from whoever holds the order, who then
-/// takes longer than without: this way he serves some writes in between, if he has any.
+/// How long to wait before another try. Each try takes the byte's line from whoever holds the order, who then takes longer than
+/// without: this way he serves some writes in between, if he has any. By the clock, because a turn of waiting is 5 ns on one processor and
+/// many times that on another.
 #[cfg(not(loom))]
-const STAND_BACK: u32 = 64;
+const STAND_BACK: std::time::Duration = std::time::Duration::from_micros(2);
+
+/// Waits for that long without touching anything that others use.
+#[cfg(not(loom))]
+fn stand_back() {
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < STAND_BACK {
+        std::hint::spin_loop();
+    }
+}
 
 #[cold]
 fn lock_slow(byte: &AtomicU8) -> Result<Locked<'_>, Parked> {
     let backoff = Backoff::new();
     loop {
         #[cfg(not(loom))]
-        (0..STAND_BACK).for_each(|_| std::hint::spin_loop());
+        stand_back();
         // As in `lock`; weak, because this is a loop.
         match byte.compare_exchange_weak(FREE, HELD, Ordering::SeqCst, Ordering::Relaxed) {
             Ok(_) => return Ok(taken(byte)),
