@@ -16,6 +16,7 @@ use crate::support::walk::{Ends, Walk};
 
 /// How long a slice should take.
 const SLICE: Duration = Duration::from_micros(125);
+
 /// Keeps this thread on one CPU, if the machine has it.
 pub(crate) fn pin(cpu: usize) {
     // SAFETY: a set of CPUs is bits, for which zeroes are valid.

@@ -123,6 +123,7 @@ pub(super) fn run(parts: &Parts, smp: u8, filter: Option<&str>, renew: bool) -> 
 /// One boot of the suite.
 fn boot(parts: &Parts, smp: u8, suite: &Path, name: &str, ids: &[&str]) -> Result<Log> {
     let only = ids.join(",");
+    // With one processor dom0 and the guest take turns, and what Xen's scheduler does is steady.
     let boot = match smp {
         1 => Boot::new(parts, smp),
         _ => Boot::new(parts, smp).patient_scheduler(),
